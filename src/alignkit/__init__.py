@@ -1,0 +1,33 @@
+"""alignkit: alignment methods that Hugging Face TRL does not have.
+
+The public names are imported on first use (PEP 562), so that `import alignkit` stays fast and loads neither TRL,
+transformers nor matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from alignkit._version import __version__
+
+if TYPE_CHECKING:
+    from alignkit.reward_model.config import MultiHeadRewardConfig
+    from alignkit.reward_model.trainer import MultiHeadRewardTrainer
+
+__all__ = ["MultiHeadRewardConfig", "MultiHeadRewardTrainer", "__version__"]
+
+_MODULE_OF = {
+    "MultiHeadRewardConfig": "alignkit.reward_model.config",
+    "MultiHeadRewardTrainer": "alignkit.reward_model.trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

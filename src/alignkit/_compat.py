@@ -1,0 +1,72 @@
+"""The only file that names private things of TRL and transformers. Each has a contract test in `tests/contract`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+from trl.trainer.utils import create_model_from_path
+
+__all__ = ["keep_cpu_4bit_gradients_right", "load_sequence_classifier", "score_in_float32", "seen_as_single_label"]
+
+
+@contextmanager
+def seen_as_single_label(config: PretrainedConfig, args: Any) -> Iterator[None]:
+    """Show a K-label model to `RewardTrainer.__init__` as a one-label model, the only kind it takes.
+
+    It reads `config.num_labels` once, to refuse any number but 1, and warns of `model_init_kwargs` that have already
+    been used. Both come back on exit. Its losses and metrics, which do assume one label, are overridden.
+    """
+    labels = config.id2label, config.label2id
+    model_init_kwargs = args.model_init_kwargs
+    config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
+    args.model_init_kwargs = None
+    try:
+        yield
+    finally:
+        config.id2label, config.label2id = labels
+        args.model_init_kwargs = model_init_kwargs
+
+
+@contextmanager
+def score_in_float32(config: PretrainedConfig) -> Iterator[None]:
+    """Make `from_pretrained` load the `score` of this kind of model in float32 whatever the dtype of the rest."""
+    model_class = AutoModelForSequenceClassification._model_mapping[type(config)]
+    before = model_class._keep_in_fp32_modules_strict
+    model_class._keep_in_fp32_modules_strict = {*(before or ()), "score.weight"}
+    try:
+        yield
+    finally:
+        model_class._keep_in_fp32_modules_strict = before
+
+
+def load_sequence_classifier(path: str, config: PretrainedConfig, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+    """A sequence classifier in its dtype with a float32 `score`, and whether the checkpoint had that `score`.
+
+    Raises:
+        ValueError: no class for this architecture, or a damaged safetensors file.
+    """
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ValueError(f"{path}: transformers has no sequence classifier for model type {config.model_type!r}")
+    with suppress_seqcls_warning(), score_in_float32(config):
+        model, info = create_model_from_path(
+            path, AutoModelForSequenceClassification, config=config, output_loading_info=True, **kwargs
+        )
+    return model, "score.weight" not in info["missing_keys"]
+
+
+def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    There the first evaluation forward repacks them for a kernel without autograd, and every later training step gets
+    wrong gradients (relative error 0.58 measured with bitsandbytes 0.50.2) and no error.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return
+    import bitsandbytes as bnb  # prints a line about optional kernels when it is imported, so only for those who use it
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

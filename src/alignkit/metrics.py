@@ -1,0 +1,54 @@
+"""Training metrics as sums and counts: added on the device, gathered once, divided once.
+
+An average of averages is wrong as soon as batches differ in size: with padding, accumulation, or a short last batch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MetricSums:
+    """Running sums, counts and extremes of vectors of metrics, without a host sync until they are read.
+
+    Every rank must add the same names with the same shapes; entries that a rank has nothing to say about have a count
+    of 0 there (for means) or are infinite (for extremes).
+    """
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._lows: dict[str, Tensor] = {}
+
+    def add_mean(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Add sums `(n,)` and their counts `(n,)`; the metric is Σ total / Σ count."""
+        pair = torch.stack([total, count.expand_as(total)]).detach().double()
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def add_total(self, name: str, total: Tensor) -> None:
+        """Add `(n,)` to a sum that stays a sum."""
+        self.add_mean(f"total/{name}", total, torch.zeros_like(total))
+
+    def add_extremes(self, name: str, low: Tensor, high: Tensor) -> None:
+        """Add minima and maxima `(n,)`, read as `min_<name>` and `max_<name>`."""
+        pair = torch.stack([low, -high]).detach().double()
+        self._lows[name] = torch.minimum(self._lows[name], pair) if name in self._lows else pair
+
+    def pop(self, accelerator: Any) -> dict[str, list[float]]:
+        """The metrics over all ranks since the last call; NaN where a mean counted nothing. Collective."""
+        if not self._sums and not self._lows:
+            return {}
+        tensors = [*self._sums.values(), *self._lows.values()]
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        every_rank = accelerator.gather(flat[None])  # (ranks, n)
+        n_sums = sum(tensor.numel() for tensor in self._sums.values())
+        reduced = torch.cat([every_rank[:, :n_sums].sum(0), every_rank[:, n_sums:].amin(0)]).cpu()
+        pairs = [part.reshape(2, -1) for part in reduced.split([tensor.numel() for tensor in tensors])]
+        metrics = {}
+        for name, (total, count) in zip(self._sums, pairs[: len(self._sums)], strict=True):
+            is_total = name.startswith("total/")
+            metrics[name.removeprefix("total/")] = (total if is_total else total / count).tolist()
+        for name, (low, minus_high) in zip(self._lows, pairs[len(self._sums) :], strict=True):
+            metrics[f"min_{name}"], metrics[f"max_{name}"] = low.tolist(), (-minus_high).tolist()
+        self._sums, self._lows = {}, {}
+        return metrics

@@ -1,0 +1,63 @@
+"""Multi-head Bradley-Terry reward models: pure functions, and the tools around a trained model.
+
+The trainer and its configuration are `alignkit.MultiHeadRewardTrainer` and `alignkit.MultiHeadRewardConfig`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alignkit.reward_model.comparisons import Comparisons, tiered_comparisons
+    from alignkit.reward_model.export import (
+        RewardModel,
+        combine,
+        export_scalar,
+        load_reward_model,
+        reward_functions,
+    )
+    from alignkit.reward_model.losses import LossOutput, bradley_terry_loss, center_penalty, positive_regularizer
+    from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
+    from alignkit.reward_model.probe import ProbeResult, probe
+    from alignkit.reward_model.receptivity import ReceptivityReport, receptivity
+
+_NAMES_IN = {
+    "comparisons": ("Comparisons", "tiered_comparisons"),
+    "export": ("RewardModel", "combine", "export_scalar", "load_reward_model", "reward_functions"),
+    "losses": ("LossOutput", "bradley_terry_loss", "center_penalty", "positive_regularizer"),
+    "metrics": ("EvaluationReport", "evaluation_report"),
+    "probe": ("ProbeResult", "probe"),
+    "receptivity": ("ReceptivityReport", "receptivity"),
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _NAMES_IN.items() for name in names}
+
+__all__ = [
+    "Comparisons",
+    "EvaluationReport",
+    "LossOutput",
+    "ProbeResult",
+    "ReceptivityReport",
+    "RewardModel",
+    "bradley_terry_loss",
+    "center_penalty",
+    "combine",
+    "evaluation_report",
+    "export_scalar",
+    "load_reward_model",
+    "positive_regularizer",
+    "probe",
+    "receptivity",
+    "reward_functions",
+    "tiered_comparisons",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

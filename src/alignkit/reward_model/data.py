@@ -1,0 +1,226 @@
+"""From dataset rows to token ids: the one place where texts become tokens, in training and in scoring."""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from alignkit.reward_model.rows import ParsedRow, Text, parse_row
+
+logger = logging.get_logger(__name__)
+
+INTS, FLOATS = List(Value("int64")), List(Value("float64"))
+ENCODED_FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "input_ids": List(INTS),
+        "text_key": INTS,
+        **dict.fromkeys(("winner", "loser", "head"), INTS),
+        **dict.fromkeys(("weight", "margin", "unit"), FLOATS),
+        **dict.fromkeys(("positive", "positive_head", "member", "member_head"), INTS),
+        "trimmed_tokens": Value("int64"),
+        "dropped": Value("bool"),
+    }
+)
+# What reading a stream can raise for reasons that may pass (ConnectionError and TimeoutError are OSErrors, and datasets
+# turns the errors of its HTTP clients into ConnectionError). Anything else is a fault of the data or the code.
+STREAM_ERRORS = (OSError,)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_kwargs: Any) -> list[int]:
+    """Token ids of a text, the same in training and in scoring.
+
+    A string is tokenized with the tokenizer's own special tokens; a doubled BOS (text that already starts with it) is
+    undone, and EOS is appended unless the text ends with it. Chat messages are rendered by the chat template, which
+    alone decides about special tokens, as in TRL. Token ids are returned as they are.
+
+    Raises:
+        ValueError: chat messages without a chat template, or with one that prints the current date: its scores would
+            change from day to day.
+    """
+    if isinstance(text, str):
+        ids = tokenizer(text)["input_ids"]
+        if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        return ids
+    if isinstance(text[0], int):
+        return text  # type: ignore[return-value]
+    if "chat_template" not in chat_template_kwargs:
+        check_chat_template(tokenizer)
+    return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)["input_ids"]
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` if the tokenizer has no chat template, or one that prints the current date."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the texts are chat messages but the tokenizer has no chat_template; set one, or pass strings"
+        )
+    if "strftime_now" in tokenizer.get_chat_template():
+        raise ValueError(
+            "the chat template prints the current date (strftime_now), so the same conversation would score "
+            "differently every day; set tokenizer.chat_template, or chat_template_path, to one with a fixed date"
+        )
+
+
+def common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all texts share."""
+    return next((i for i, column in enumerate(zip(*texts, strict=False)) if len({*column}) > 1), min(map(len, texts)))
+
+
+def text_key(ids: list[int]) -> int:
+    """64-bit key of a token sequence, the same on every rank and machine."""
+    return int.from_bytes(blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass
+class RowEncoder:
+    """Encodes one dataset row; `datasets.map` calls it with the row and its number.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): tokenizer.
+        head_names (`list[str]`): names of the heads.
+        split (`str`): name of the split, for error messages.
+        max_length (`int`, *optional*): longest text allowed, in tokens.
+        overflow (`str`): `"raise"`, `"drop"` or `"truncate_prompt"`.
+        use_margin_magnitude (`bool`): see [`MultiHeadRewardConfig`].
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    head_names: list[str]
+    split: str
+    max_length: int | None = None
+    overflow: str = "raise"
+    use_margin_magnitude: bool = False
+
+    def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        try:
+            parsed = parse_row(row, self.head_names, use_margin_magnitude=self.use_margin_magnitude)
+            chat_kwargs = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+            texts = [encode_text(self.tokenizer, text, **chat_kwargs) for text in parsed.texts]
+            self._check_identical(parsed, texts)
+            texts, trimmed = self.fit(texts)
+        except ValueError as error:
+            raise ValueError(f"{self.split} row {index}: {error}") from error
+        return encoded_row(index, texts, parsed, trimmed)
+
+    def fit(self, texts: list[list[int]]) -> tuple[list[list[int]], int]:
+        """Texts that fit in `max_length`, and by how many tokens each was shortened, or no texts at all ("drop").
+
+        `"truncate_prompt"` takes the oldest tokens of the common prefix of all texts (after BOS) away, as many from
+        each, so that the texts still differ in nothing but their completions.
+        """
+        longest = max(map(len, texts))
+        if self.max_length is None or longest <= self.max_length:
+            return texts, 0
+        if self.overflow == "drop":
+            return [], 0
+        excess = longest - self.max_length
+        message = f"a text has {longest} tokens, {excess} more than max_length={self.max_length}"
+        if self.overflow == "raise":
+            raise ValueError(f"{message}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'")
+        start = int(texts[0][0] == self.tokenizer.bos_token_id)
+        prompt_length = common_prefix_length(texts) - start if len(texts) > 1 else 0
+        if prompt_length < excess:
+            raise ValueError(
+                f"{message}, and its prompt has only {max(prompt_length, 0)} tokens to take away; raise max_length, "
+                "shorten the text, or set overflow='drop'"
+            )
+        return [text[:start] + text[start + excess :] for text in texts], excess
+
+    @staticmethod
+    def _check_identical(parsed: ParsedRow, texts: list[list[int]]) -> None:
+        for winner, loser, unit in zip(parsed.winner, parsed.loser, parsed.unit, strict=True):
+            if texts[winner] == texts[loser] and unit == 1:  # a tie between equal texts says nothing false
+                raise ValueError(
+                    "the preferred and the rejected text are identical after tokenization; drop the row, or mark it "
+                    f"as a tie: {parsed.texts[winner]!r:.80}"
+                )
+
+
+def encoded_row(index: int, texts: list[list[int]], parsed: ParsedRow, trimmed: int = 0) -> dict[str, Any]:
+    """A row of `ENCODED_FEATURES`. Without texts it is marked as dropped; its heads stay, to be counted."""
+    fields = {name: value for name, value in vars(parsed).items() if name != "texts"}
+    return {
+        "row": index,
+        "input_ids": texts,
+        "text_key": [text_key(ids) for ids in texts],
+        **fields,
+        "trimmed_tokens": trimmed,
+        "dropped": not texts,
+    }
+
+
+def encode_dataset(dataset: Dataset, encoder: RowEncoder, num_proc: int | None = None) -> Dataset:
+    """Encode a map-style dataset. Dropped rows are still in it, marked.
+
+    Raises:
+        ValueError: an empty dataset, or a bad row, named by split and number.
+    """
+    if len(dataset) == 0:
+        raise ValueError(f"the {encoder.split} dataset is empty; give it at least one row")
+    return dataset.map(
+        encoder,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=ENCODED_FEATURES,
+        num_proc=num_proc,
+        desc=f"Encoding {encoder.split} dataset",
+    )
+
+
+class EncodedStream(torch.utils.data.IterableDataset):
+    """Encodes a streaming dataset on the fly, and reopens it where it stopped when reading fails.
+
+    Args:
+        dataset (`IterableDataset`): the source.
+        encoder (`RowEncoder`): encoder of a row.
+        retries (`int`): reopenings in a row, without a row between them, before the error is raised.
+        on_row (`Callable`, *optional*): called with each encoded row, dropped ones too.
+        then (`Sequence[dict]`): encoded rows that follow the stream's own.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        encoder: RowEncoder,
+        retries: int = 3,
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+        then: Sequence[dict[str, Any]] = (),
+    ):
+        self.dataset, self.encoder, self.retries, self.on_row, self.then = dataset, encoder, retries, on_row, then
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(self._rows()):
+            encoded = self.encoder(row, index)
+            if self.on_row is not None:
+                self.on_row(encoded)
+            if not encoded["dropped"]:
+                yield encoded
+        yield from self.then
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        read, failures = 0, 0
+        while True:
+            try:
+                for row in self.dataset.skip(read) if read else self.dataset:
+                    yield row
+                    read, failures = read + 1, 0
+                return
+            except STREAM_ERRORS as error:
+                failures += 1
+                where = f"the {self.encoder.split} stream failed after {read} rows: {type(error).__name__}: {error}"
+                if failures > self.retries:
+                    raise RuntimeError(f"{where}; given up after {self.retries} retries (stream_retries)") from error
+                logger.warning(f"{where}; reopening it ({failures} of {self.retries})")

@@ -1,0 +1,216 @@
+"""Using a trained reward model: load, score, save in three forms, fold into one head, hand to a policy trainer."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.reward_model.batching import pad_texts
+from alignkit.reward_model.data import encode_text
+from alignkit.reward_model.loading import load_folder
+from alignkit.reward_model.modeling import (
+    CONFIG_KEY,
+    add_reward_forward,
+    find_score,
+    list_head_names,
+    name_heads,
+    settings_of,
+)
+from alignkit.reward_model.rows import Text
+
+RewardFunction = Callable[..., list[float]]
+
+
+@dataclass
+class RewardModel:
+    """A reward model with its tokenizer.
+
+    Attributes:
+        model: a `*ForSequenceClassification`, or a `PeftModel` around one, whose `logits` are `(M, K)` float32.
+        tokenizer: its tokenizer, with the chat template it was trained with.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def head_names(self) -> list[str]:
+        return list_head_names(self.model.config)
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[Text], batch_size: int = 16) -> Tensor:
+        """Scores `(n, K)` float32 on the CPU, of strings or lists of chat messages, encoded as in training.
+
+        The order and the batch size do not matter: texts are scored in batches of similar length and put back.
+        """
+        encoded = [encode_text(self.tokenizer, text) for text in texts]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        scores = torch.empty(len(encoded), len(self.head_names))
+        pad_token_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask says what is real
+        was_training = self.model.training
+        self.model.eval()
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = pad_texts([encoded[row] for row in rows], pad_token_id)
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            scores[rows] = self.model(**batch, use_cache=False).logits.float().cpu()
+        self.model.train(was_training)
+        return scores
+
+    def save(self, path: str | Path, form: str = "full") -> None:
+        """Write a folder that [`load_reward_model`] reads.
+
+        Args:
+            path: the folder.
+            form: `"full"`: everything needed, with an adapter's base model in `base_model`. `"adapter"`: the adapter
+                and a config that knows the heads; the base model stays where it is. `"merged"`: one plain checkpoint
+                with the adapter merged in, for `AutoModelForSequenceClassification`, vLLM and SGLang.
+
+        Raises:
+            ValueError: an unknown form, `"adapter"` without an adapter, or merging into a quantised base.
+        """
+        if form not in ("full", "adapter", "merged"):
+            raise ValueError(f"form is {form!r}; choose 'full', 'adapter' or 'merged'")
+        if form == "adapter" and not isinstance(self.model, PeftModel):
+            raise ValueError("form='adapter' needs a model with an adapter; this one has none, use form='full'")
+        model = merged(self.model) if form == "merged" else self.model
+        model.save_pretrained(path)
+        write_adapter_files(model, path, with_base=form == "full")
+        self.tokenizer.save_pretrained(path)
+
+
+def load_reward_model(path: str | Path, **kwargs: Any) -> RewardModel:
+    """Load what [`RewardModel.save`] or `trainer.save_model` wrote: backbone, adapter, heads, template and pooling.
+
+    Args:
+        path: folder or hub name.
+        **kwargs: for `from_pretrained`: `dtype` (default: as saved), `device_map`, `quantization_config`, ...
+
+    Raises:
+        ValueError: no reward model there, a damaged file, or an adapter whose base model is not to be found.
+    """
+    return RewardModel(load_folder(str(path), **kwargs), AutoTokenizer.from_pretrained(path))
+
+
+def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *, with_base: bool) -> None:
+    """Beside a PEFT adapter, write what it leaves out: the config with the heads, and the base model if need be.
+
+    The base model is also written when it has no name or path to be found again by.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    base = model.get_base_model()
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    config.dtype = base.dtype
+    settings = settings_of(config)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        settings["base_quantization"] = quantization.to_dict()
+        del config.quantization_config
+    setattr(config, CONFIG_KEY, settings)
+    config.save_pretrained(path)
+    if with_base or not base.config._name_or_path:
+        if quantization is not None:
+            raise ValueError("the base model is quantised and is not written; save with form='adapter'")
+        plain_base(model).save_pretrained(Path(path) / "base_model")
+
+
+def plain_base(model: PeftModel) -> PreTrainedModel:
+    """The base model without any trace of the adapter; the adapter itself is untouched."""
+    return copy.deepcopy(model).unload()
+
+
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """A plain model with the adapter merged in; the argument is untouched.
+
+    Raises:
+        ValueError: a quantised base, into which a merge would round the adapter away.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise ValueError(
+            "merging into a quantised base would round the adapter away; save form='adapter', load that with "
+            "load_reward_model(path, quantization_config=None, dtype='bfloat16') on an unquantised base, and merge"
+        )
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def export_scalar(model: RewardModel | PreTrainedModel | PeftModel, weights: Mapping[str, float]) -> PreTrainedModel:
+    """A model with one label whose score is Σ_h weights[h] · score_h, exactly: the rows of `score` are folded.
+
+    It shares the backbone with `model` (unless an adapter had to be merged). TRL, RewardBench and vLLM's score API
+    read such a model as it is.
+
+    Raises:
+        ValueError: an unknown head, no head at all, or a soft cap, which cannot be folded into a linear map.
+    """
+    source = merged(model.model if isinstance(model, RewardModel) else model)
+    row = weight_row(list_head_names(source.config), weights).to(source.device)
+    if settings_of(source.config).get("score_softcap") is not None:
+        raise ValueError("the model has a score_softcap, which no single linear row can reproduce; use `combine`")
+    config = copy.deepcopy(source.config)
+    name_heads(config, ["score"])
+    with torch.device("meta"):
+        scalar = type(source)(config)
+    setattr(scalar, source.base_model_prefix, getattr(source, source.base_model_prefix))
+    folded = row @ find_score(source).weight.detach().float()
+    scalar.score = nn.Linear(folded.shape[0], 1, bias=False, device="meta")
+    scalar.score.weight = nn.Parameter(folded[None])
+    add_reward_forward(scalar)
+    return scalar.eval()
+
+
+def weight_row(head_names: Sequence[str], weights: Mapping[str, float]) -> Tensor:
+    """Weights `(K,)` in the order of the heads; heads that are not named weigh 0."""
+    unknown = [name for name in weights if name not in head_names]
+    if unknown or not weights:
+        raise ValueError(f"weights names {list(weights)}; name at least one of the heads {list(head_names)}, no other")
+    return torch.tensor([float(weights.get(name, 0.0)) for name in head_names])
+
+
+@dataclass
+class _SharedScores:
+    """Scores of the last batch of texts, so that K reward functions called in turn cost one forward."""
+
+    model: RewardModel
+    batch_size: int
+    texts: list[Text] | None = None
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(self, prompts: Sequence[Text] | None, completions: Sequence[Text]) -> Tensor:
+        texts = list(completions) if prompts is None else [p + c for p, c in zip(prompts, completions, strict=True)]
+        if texts != self.texts:
+            self.scores, self.texts = self.model.score(texts, self.batch_size), texts
+        return self.scores
+
+
+def reward_functions(model: RewardModel, batch_size: int = 16) -> list[RewardFunction]:
+    """One TRL reward function per head, named by the head; called in turn on a batch they share one forward.
+
+    Each has the signature `f(prompts, completions, **columns) -> list[float]` and takes strings or chat messages.
+    """
+    shared = _SharedScores(model, batch_size)
+    return [
+        _reward_function(name, shared, row) for name, row in zip(model.head_names, torch.eye(len(model.head_names)))
+    ]
+
+
+def combine(model: RewardModel, weights: Mapping[str, float], batch_size: int = 16) -> RewardFunction:
+    """A TRL reward function that returns Σ_h weights[h] · score_h. With a soft cap the capped scores are summed."""
+    return _reward_function("combined", _SharedScores(model, batch_size), weight_row(model.head_names, weights))
+
+
+def _reward_function(name: str, shared: _SharedScores, row: Tensor) -> RewardFunction:
+    def reward(prompts: Sequence[Text] | None = None, completions: Sequence[Text] = (), **_: Any) -> list[float]:
+        return (shared(prompts, completions) @ row).tolist()
+
+    reward.__name__ = name
+    return reward

@@ -1,0 +1,133 @@
+"""Models on their way into a trainer or out of a folder: names settled, `score` in float32, forward replaced."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, TaskType
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignkit._compat import load_sequence_classifier
+from alignkit.reward_model.modeling import (
+    add_reward_forward,
+    adopt_head_names,
+    initialize_score,
+    name_heads,
+    settings_of,
+)
+
+
+def load_backbone(path: str, config: PretrainedConfig, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+    """A sequence classifier with a float32 `score`, and whether the checkpoint had that `score`.
+
+    Raises:
+        ValueError: a damaged checkpoint file.
+    """
+    try:
+        return load_sequence_classifier(path, config, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds a damaged safetensors file ({error}); save or download it again") from error
+
+
+def load_for_training(
+    path: str,
+    args: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer named by `path`. Heads of a reward-model checkpoint are kept, else drawn from `args.seed`.
+
+    Raises:
+        ValueError: names that do not fit the checkpoint's, or a checkpoint that claims heads it does not hold.
+    """
+    kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError(
+                "quantization_config is both a trainer argument and in args.model_init_kwargs; keep the former"
+            )
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        kwargs["device_map"] = None  # every rank holds its own copy; "auto" would spread one over all devices
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    config = AutoConfig.from_pretrained(path, **where)
+    claims_heads = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if claims_heads:
+        adopt_head_names(config, args.head_names, path)
+    elif args.head_names is None:
+        raise ValueError(f"head_names is not set and {path} is no reward model to take them from; set head_names")
+    else:
+        name_heads(config, args.head_names)
+    model, has_heads = load_backbone(path, config, **kwargs)
+    if claims_heads and not has_heads:
+        raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
+    if not has_heads:
+        initialize_score(model, args.seed)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    return model, tokenizer
+
+
+def take_in_model(model: PreTrainedModel | PeftModel, args: Any, peft_config: PeftConfig | None) -> list[str]:
+    """Settle head names of a model object, give it the reward forward, and return the names.
+
+    Raises:
+        ValueError: other heads than `args.head_names`, or an adapter that is not a sequence classification adapter.
+    """
+    adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    if adapter is not None and adapter.task_type != TaskType.SEQ_CLS:
+        raise ValueError(
+            f"the adapter's task_type is {adapter.task_type!r}; a reward model needs task_type='SEQ_CLS', which trains "
+            "and saves `score` with the adapter"
+        )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = adopt_head_names(base.config, args.head_names, type(base).__name__)
+    kept_softcap = settings_of(base.config).get("score_softcap")
+    add_reward_forward(base, score_softcap=kept_softcap if args.score_softcap is None else args.score_softcap)
+    return names
+
+
+def load_folder(
+    path: str, *, dtype: Any = "auto", quantization_config: BitsAndBytesConfig | None = None, **kwargs: Any
+) -> PreTrainedModel | PeftModel:
+    """The model of a folder that a trainer or `RewardModel.save` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: no reward model there, or an adapter whose base model cannot be found.
+    """
+    config = AutoConfig.from_pretrained(path)
+    settings = settings_of(config)
+    if quantization_config is None and "base_quantization" in settings:
+        quantization_config = BitsAndBytesConfig.from_dict(settings["base_quantization"])
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ValueError(f"{path} is no reward model: its config names {config.architectures}")
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    source = base_of_adapter(path) if is_adapter else path
+    model, has_heads = load_backbone(source, config, dtype=dtype, **kwargs)
+    if not (has_heads or is_adapter):
+        raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
+    add_reward_forward(model, score_softcap=settings.get("score_softcap"))
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, path)
+    return model.eval()
+
+
+def base_of_adapter(path: str) -> str:
+    """Where the base model of an adapter folder is: beside it in `base_model`, or where its config says."""
+    beside = Path(path) / "base_model"
+    if beside.is_dir():
+        return str(beside)
+    source = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if not source:
+        raise ValueError(f"{path} is an adapter that does not say what its base model is; save it with form='full'")
+    return source

@@ -1,0 +1,197 @@
+"""The model: a plain `*ForSequenceClassification` whose `score` has one bias-free float32 row per head.
+
+No class of our own: the forward of the instance is replaced once, so that DDP, FSDP2 and PEFT, which call the model,
+run it. The replacement pools by the attention mask, upcasts the pooled rows, and applies `score` to them alone.
+"""
+
+import functools
+import math
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+CONFIG_KEY = "alignkit"
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Names of the heads, in the order of the rows of `score`."""
+    return list_head_names(model.config)
+
+
+def list_head_names(config: PretrainedConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def has_default_names(config: PretrainedConfig) -> bool:
+    return list_head_names(config) == [f"LABEL_{index}" for index in range(config.num_labels)]
+
+
+def name_heads(config: PretrainedConfig, names: Sequence[str]) -> None:
+    """Write the head names, raw regression outputs and the number of rows into a config."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "regression"
+
+
+def adopt_head_names(config: PretrainedConfig, names: Sequence[str] | None, source: str) -> list[str]:
+    """Settle the head names of a model that already has a `score`: kept, or default names replaced.
+
+    Raises:
+        ValueError: another number of heads, or other names; both lists are printed.
+    """
+    present = list_head_names(config)
+    if names is None:
+        if has_default_names(config):
+            raise ValueError(f"head_names is not set and {source} has no head names ({present}); set head_names")
+        names = present
+    elif len(names) != len(present) or (list(names) != present and not has_default_names(config)):
+        raise ValueError(
+            f"head_names is {list(names)} but {source} has the heads {present}; use the same names in the same order, "
+            "or start from a checkpoint without a reward head"
+        )
+    elif list(names) != present:
+        logger.info(f"{source}: default head names {present} are now {list(names)}; the weights of `score` are kept")
+    name_heads(config, names)
+    return list(names)
+
+
+def settings_of(config: PretrainedConfig) -> dict[str, Any]:
+    """What alignkit keeps in a config beside the standard fields: the soft cap, an adapter's base quantisation."""
+    return dict(getattr(config, CONFIG_KEY, None) or {})
+
+
+def find_score(model: PreTrainedModel) -> nn.Module:
+    """The `score` module, which must be one linear map without a bias.
+
+    Raises:
+        ValueError: a model without it, such as an encoder with a `classifier`.
+    """
+    score = getattr(model, "score", None)
+    linear = getattr(score, "original_module", score)  # PEFT wraps a module it saves
+    if not isinstance(linear, nn.Linear) or linear.bias is not None:
+        raise ValueError(
+            f"{type(model).__name__} has no bias-free linear `score`; use a decoder's *ForSequenceClassification "
+            "(Llama, Qwen, Gemma, ...), which is what vLLM and the TRL tools can load too"
+        )
+    return score
+
+
+@torch.no_grad()
+def initialize_score(model: PreTrainedModel, seed: int) -> None:
+    """Draw `score` from N(0, 1/(H+1)) with a generator of its own: scores of unit size, the same for any backbone load.
+
+    Source: Stiennon et al. (2020), arXiv 2009.01325, appendix B.1.
+    """
+    weight = find_score(model).weight
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    weight.copy_(noise / math.sqrt(weight.shape[1] + 1))
+
+
+def upcast_score(model: nn.Module) -> None:
+    """Make every copy of `score` float32, in place: in bfloat16 it would hardly move at reward-model learning rates."""
+    for name, parameter in model.named_parameters():
+        if "score" in name.split(".") and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = None) -> None:
+    """Replace `model.forward` by one that pools by mask and scores in float32. Doing it twice changes nothing.
+
+    `model(input_ids, attention_mask).logits` is then `(M, K)` float32: `score` of the hidden state at the last position
+    whose mask is 1, outside autocast, c·tanh(score / c) with a soft cap. With `encode_batch_size=m` the texts are encoded
+    m at a time and their activations recomputed in the backward pass, chunk by chunk.
+    """
+    find_score(model)
+    setattr(model.config, CONFIG_KEY, {**settings_of(model.config), "score_softcap": score_softcap})
+    upcast_score(model)
+    if getattr(model.forward, "is_reward_forward", False):
+        return
+
+    @functools.wraps(type(model).forward)
+    def reward_forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, labels=None, encode_batch_size=None, **kwargs
+    ):
+        if labels is not None:
+            return type(self).forward(self, input_ids, attention_mask, position_ids, labels=labels, **kwargs)
+        if encode_batch_size is None or input_ids is None or len(input_ids) <= encode_batch_size:
+            return _score_last_tokens(self, input_ids, attention_mask, position_ids, **kwargs)
+        logits = _score_in_chunks(self, input_ids, attention_mask, encode_batch_size, **kwargs)
+        return SequenceClassifierOutputWithPast(logits=logits)
+
+    reward_forward.is_reward_forward = True  # type: ignore[attr-defined]
+    model.forward = types.MethodType(reward_forward, model)
+
+
+def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Scores of every head at every token, `(M, T, K)` float32, in one forward. Padding positions hold no meaning."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    outputs = _run_backbone(base, input_ids, attention_mask, None, use_cache=False)
+    return _apply_score(base, outputs.last_hidden_state)
+
+
+def last_positions(attention_mask: Tensor) -> Tensor:
+    """Index of the last real token of each row, `(M,)`, of a mask `(M, T)`; right for any padding side."""
+    return (attention_mask.long() * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(-1)
+
+
+def _score_last_tokens(model, input_ids, attention_mask, position_ids, **kwargs) -> SequenceClassifierOutputWithPast:
+    outputs = _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs)
+    hidden = outputs.last_hidden_state  # (M, T, H)
+    if attention_mask is None:
+        pooled = hidden[:, -1]
+    else:
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_positions(attention_mask)]
+    return SequenceClassifierOutputWithPast(
+        logits=_apply_score(model, pooled),
+        past_key_values=outputs.past_key_values,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
+
+
+def _score_in_chunks(model, input_ids, attention_mask, encode_batch_size, **kwargs) -> Tensor:
+    """Scores `(M, K)`, `encode_batch_size` texts at a time, each chunk cut to its longest text.
+
+    In the backward pass autograd runs the chunks one after another, last first, and `checkpoint` recomputes each when
+    its turn comes, so that the activations of one chunk are alive at a time. This is the two-pass score cache
+    (Gao et al. 2021, arXiv 2101.06983) inside one forward of the wrapped model, which DDP and FSDP2 need.
+    """
+
+    def score_chunk(ids: Tensor, mask: Tensor) -> Tensor:
+        return _score_last_tokens(model, ids, mask, None, **kwargs).logits
+
+    ends = (last_positions(attention_mask) + 1).tolist()
+    scores = []
+    for start in range(0, len(input_ids), encode_batch_size):
+        rows = slice(start, start + encode_batch_size)
+        length = max(ends[rows])
+        chunk = input_ids[rows, :length], attention_mask[rows, :length]
+        if torch.is_grad_enabled():
+            scores.append(checkpoint(score_chunk, *chunk, use_reentrant=False))
+        else:
+            scores.append(score_chunk(*chunk))
+    return torch.cat(scores)
+
+
+def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):
+    if position_ids is None and attention_mask is not None:
+        # Counting real tokens makes a text's positions the same whichever side is padded.
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    backbone = getattr(model, model.base_model_prefix)
+    return backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+
+
+def _apply_score(model, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores = model.score(hidden.float())
+    cap = settings_of(model.config).get("score_softcap")
+    return scores if cap is None else cap * torch.tanh(scores / cap)

@@ -1,0 +1,155 @@
+"""From the user's datasets to encoded ones: rows, negatives, the checks between them, and the report of it all."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from alignkit.reward_model.data import ENCODED_FEATURES, EncodedStream, RowEncoder, encode_dataset
+from alignkit.reward_model.negatives import NegativePool
+from alignkit.reward_model.report import count_negatives, count_row, loss_summary, new_report
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DataSettings:
+    """What preparing data depends on; the fields are those of [`MultiHeadRewardConfig`]."""
+
+    max_length: int | None
+    overflow: str
+    on_conflict: str
+    use_margin_magnitude: bool
+    tier_weights: dict[str, float]
+    dataset_num_proc: int | None
+    stream_retries: int
+
+
+@dataclass
+class DataPreparation:
+    """Prepares the splits of one trainer. Negatives are encoded when the first split needs them.
+
+    Attributes:
+        report (`dict`): per split, the counts of [`alignkit.reward_model.report`].
+        negatives, eval_negatives ([`NegativePool`], *optional*): encoded negatives of training and of evaluation.
+    """
+
+    head_names: list[str]
+    negatives_dataset: Dataset | None = None
+    eval_negatives_dataset: Dataset | None = None
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    negatives: NegativePool | None = None
+    eval_negatives: NegativePool | None = None
+
+    def prepare(
+        self,
+        dataset: Dataset | IterableDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: DataSettings,
+        split: str,
+    ) -> Dataset | EncodedStream:
+        """Encode a split, unless it is encoded already. An evaluation split gets the negatives as further texts.
+
+        Raises:
+            ValueError: a bad row, missing negatives, a head without data, or nothing left; see the message.
+        """
+        if isinstance(dataset, EncodedStream) or "text_key" in (dataset.column_names or ()):
+            return dataset
+        encoder = RowEncoder(
+            tokenizer, self.head_names, split, settings.max_length, settings.overflow, settings.use_margin_magnitude
+        )
+        report = self.report[split] = new_report(self.head_names)
+        self._encode_negatives(encoder, settings)
+        pool = self.negatives if split == "train" else self.eval_negatives
+        if isinstance(dataset, IterableDataset):
+            return self._stream(dataset, encoder, settings, report, pool)
+        with PartialState().main_process_first():
+            encoded = encode_dataset(dataset, encoder, settings.dataset_num_proc)
+        for row in encoded.remove_columns(["input_ids", "text_key"]):
+            count_row(report, row, self.head_names)
+        encoded = encoded.filter(lambda dropped: not dropped, input_columns="dropped")
+        members = _members(encoded)
+        self._check(split, encoded, members, pool)
+        if members and pool is not None:
+            pool = pool.without_conflicts(members, on_conflict=settings.on_conflict)
+            count_negatives(report, pool)
+            if split == "train":
+                self.negatives = pool
+            else:
+                encoded = concatenate_datasets(
+                    [encoded, Dataset.from_list(pool.encoded_rows(), features=ENCODED_FEATURES)]
+                )
+        if summary := loss_summary(report):
+            logger.warning(f"{split}: {report['rows']} rows; {summary}")
+        return encoded
+
+    def _stream(self, dataset, encoder, settings, report, pool) -> EncodedStream:
+        if pool is not None:
+            count_negatives(report, pool)
+        return EncodedStream(
+            dataset,
+            encoder,
+            retries=settings.stream_retries,
+            on_row=lambda row: count_row(report, row, self.head_names),
+            then=pool.encoded_rows() if pool is not None and encoder.split != "train" else (),
+        )
+
+    def _encode_negatives(self, encoder: RowEncoder, settings: DataSettings) -> None:
+        if self.negatives is None and self.negatives_dataset is not None:
+            self.negatives = self._encode_pool(self.negatives_dataset, "negatives", encoder, settings)
+        if self.eval_negatives is None and encoder.split != "train":
+            if self.eval_negatives_dataset is None:
+                self.eval_negatives = self.negatives
+            else:
+                self.eval_negatives = self._encode_pool(
+                    self.eval_negatives_dataset, "eval_negatives", encoder, settings
+                )
+
+    def _encode_pool(self, dataset: Dataset, name: str, encoder: RowEncoder, settings: DataSettings) -> NegativePool:
+        # A negative has no prompt to shorten, so under "truncate_prompt" one that is too long is an error.
+        pool = NegativePool.from_dataset(
+            dataset, RowEncoder(encoder.tokenizer, self.head_names, name, settings.max_length, settings.overflow)
+        )
+        weights = settings.tier_weights
+        unknown = sorted({*pool.rows_of_tier} - {*weights})
+        if unknown:
+            raise ValueError(f"{name}: tier {unknown[0]!r} has no weight; add it to tier_weights, which is {weights}")
+        missing = [tier for tier, weight in weights.items() if weight > 0 and tier not in pool.rows_of_tier]
+        if missing:
+            raise ValueError(
+                f"{name}: tier {missing[0]!r} has weight {weights[missing[0]]} but no text; add texts of that tier, "
+                "or leave it out of tier_weights"
+            )
+        return pool
+
+    def _check(self, split: str, encoded: Dataset, members: list, pool: NegativePool | None) -> None:
+        report = self.report[split]
+        if len(encoded) == 0:
+            raise ValueError(
+                f"{split}: all {report['rows']} rows were dropped because a text is longer than max_length; raise it"
+            )
+        if members and pool is None:
+            raise ValueError(f"{split} has rows of the form (text, head), which need the trainer argument `negatives`")
+        if split != "train":
+            return
+        if pool is not None and not members:
+            raise ValueError("`negatives` is given but no row of train has the form (text, head); leave it out")
+        for name in self.head_names:
+            if not report["comparisons"][name] + report["positives"][name]:
+                raise ValueError(
+                    f"head {name!r} has no comparison in the training data, so it cannot learn; add rows for it, or "
+                    f"take it out of head_names {self.head_names}"
+                )
+
+
+def _members(encoded: Dataset) -> list[tuple[int, int]]:
+    """(text key, head) of every positive of the form (text, head)."""
+    columns = encoded.select_columns(["text_key", "member", "member_head"])
+    return [
+        (row["text_key"][text], head)
+        for row in columns
+        for text, head in zip(row["member"], row["member_head"], strict=True)
+    ]

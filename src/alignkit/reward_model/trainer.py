@@ -1,0 +1,333 @@
+"""`MultiHeadRewardTrainer`: TRL's reward trainer with N heads and a head-indexed loss.
+
+Differences from TRL's `RewardTrainer` (1.16):
+1. The loss is divided by the weight of the whole optimiser step, not per micro-batch.
+2. Texts are pooled by the attention mask, not by looking for the pad token; `score` is float32, under QLoRA too.
+3. Evaluation metrics are computed once from all raw scores, not averaged over batches.
+4. A text that is too long is an error unless `overflow` says otherwise; what is dropped is counted and reported.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.reward_trainer import RewardTrainer
+
+from alignkit._compat import keep_cpu_4bit_gradients_right, seen_as_single_label
+from alignkit.metrics import MetricSums
+from alignkit.reward_model.batching import ComparisonCollator
+from alignkit.reward_model.card import reward_model_card
+from alignkit.reward_model.comparisons import Comparisons
+from alignkit.reward_model.config import MultiHeadRewardConfig
+from alignkit.reward_model.data import ENCODED_FEATURES
+from alignkit.reward_model.evaluation import EvaluationRecord
+from alignkit.reward_model.export import write_adapter_files
+from alignkit.reward_model.loading import load_for_training, take_in_model
+from alignkit.reward_model.losses import LossOutput, reward_objective
+from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
+from alignkit.reward_model.modeling import upcast_score
+from alignkit.reward_model.preparation import DataPreparation, DataSettings
+
+HEAD_KEY_FACTOR = 1_000_003
+
+
+class MultiHeadRewardTrainer(RewardTrainer):
+    r"""
+    Trainer for reward models with N Bradley-Terry heads on one backbone. Every comparison belongs to one head.
+
+    Example:
+
+    ```python
+    >>> from alignkit import MultiHeadRewardConfig, MultiHeadRewardTrainer
+
+    >>> trainer = MultiHeadRewardTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B",
+    ...     args=MultiHeadRewardConfig(head_names=["helpful", "harmless"]),
+    ...     train_dataset=dataset,  # prompt, chosen, rejected, head
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Name or path of any causal language model or reward model, or a `*ForSequenceClassification` with one row of
+            `score` per head, or such a model under PEFT. Heads that a checkpoint already has are kept, else `score`
+            is drawn from N(0, 1/(H+1)) with `args.seed`.
+        args ([`MultiHeadRewardConfig`], *optional*):
+            Configuration.
+        data_collator (*optional*):
+            Default: [`ComparisonCollator`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows of any mixture of the formats in [`alignkit.reward_model.rows`].
+        eval_dataset (*optional*):
+            Held-out rows, or a dict of datasets.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer, by default that of the model.
+        negatives ([`~datasets.Dataset`], *optional*):
+            `text`, `tier`, `heads`: what rows of the form (`text`, `head`) are compared with.
+        eval_negatives ([`~datasets.Dataset`], *optional*):
+            Negatives of evaluations, by default those of training.
+        **kwargs:
+            Everything else [`~trl.RewardTrainer`] takes: `peft_config`, `callbacks`, `optimizers`, ...
+
+    Attributes:
+        head_names (`list[str]`): names of the heads.
+        data_report (`dict`): per split, what was read, dropped, trimmed or in conflict; plain data.
+        evaluation_report ([`EvaluationReport`]): tables of the last evaluation.
+
+    Raises:
+        ValueError: bad data or settings, with the split and row, the value, and the fix.
+    """
+
+    _tag_names = ["trl", "alignkit", "multi-head-reward-trainer"]
+    _name = "multi-head reward modelling"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: MultiHeadRewardConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        negatives: Dataset | None = None,
+        eval_negatives: Dataset | None = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = MultiHeadRewardConfig(f"{name.split('/')[-1]}-MultiHeadReward")
+        if isinstance(model, str):
+            model, processing_class = load_for_training(
+                model, args, processing_class, quantization_config=kwargs.pop("quantization_config", None)
+            )
+        self.head_names = take_in_model(model, args, kwargs.get("peft_config"))
+        self.evaluation_report: EvaluationReport | None = None
+        self._data = DataPreparation(self.head_names, negatives, eval_negatives)
+        self._record: EvaluationRecord | None = None
+        self._sums = MetricSums()
+        with seen_as_single_label(model.config, args):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
+        keep_cpu_4bit_gradients_right(self.model)
+        if data_collator is None:
+            self.data_collator = ComparisonCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
+        # Under "comparisons" the loss is already that of the whole step; under "active_heads" it is per micro-batch.
+        self.loss_is_scaled_for_ga = args.reduction == "comparisons"
+        self._head_weights = self._resolve_head_weights()
+
+    @property
+    def data_report(self) -> dict[str, dict[str, Any]]:
+        return self._data.report
+
+    # ---- Data ----
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        settings = DataSettings(
+            **{field.name: getattr(args, field.name) for field in dataclasses.fields(DataSettings)}
+        )
+        return self._data.prepare(dataset, processing_class, settings, dataset_name)
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = list(ENCODED_FEATURES)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of a step, joined by the step's negatives, and the step's weight over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        args = self.args
+        if self._data.negatives is not None:
+            step_negatives = self._data.negatives.draw(args.seed, self.state.global_step, args.negatives_per_tier)
+            batches = [
+                step_negatives.join(
+                    batch,
+                    tier_weights=args.tier_weights,
+                    pairing=args.pairing,
+                    on_conflict=args.on_conflict,
+                    pad_token_id=self.processing_class.pad_token_id,
+                )
+                for batch in batches
+            ]
+        if args.reduction != "comparisons":
+            return batches, None
+        if args.regularizer is not None:
+            self._weigh_positives(batches)
+        total_weight = torch.stack([batch["comparisons"].weight.sum() for batch in batches]).sum().to(device)
+        if self.accelerator.num_processes > 1:
+            total_weight = self.accelerator.reduce(total_weight, reduction="sum")
+        return batches, total_weight
+
+    def _weigh_positives(self, batches: list[dict[str, Any]]) -> None:
+        """Give each positive 1 / (its occurrences · distinct positives), counted over the whole step and all ranks."""
+        keys = [b["text_key"][b["positive"]] * HEAD_KEY_FACTOR + b["positive_head"] for b in batches]
+        everywhere = torch.cat(keys)
+        if self.accelerator.num_processes > 1:
+            sizes = self.accelerator.gather(torch.tensor([len(everywhere)], device=everywhere.device)).tolist()
+            padded = torch.nn.functional.pad(everywhere, (0, max(sizes) - len(everywhere)))
+            rows = self.accelerator.gather(padded[None])
+            everywhere = torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
+        distinct, counts = everywhere.unique(return_counts=True)
+        for batch, key in zip(batches, keys, strict=True):
+            batch["positive_weight"] = 1.0 / (counts[torch.searchsorted(distinct, key)] * len(distinct))
+
+    # ---- Loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            encode_batch_size=self.args.encode_batch_size,
+        )
+        if self.model.training:
+            objective = self._objective(
+                outputs.logits, inputs, total_weight=num_items_in_batch, positive_weight=inputs.get("positive_weight")
+            )
+            self._add_metrics(outputs.logits, inputs, objective)
+            # Gradients are averaged over ranks; the sum over all comparisons is wanted.
+            scale = self.accelerator.num_processes if self.args.reduction == "comparisons" else 1
+            loss = objective.loss * scale
+        else:
+            if self._record is not None:
+                self._record.add(inputs, outputs.logits)
+            loss = outputs.logits.sum() * 0.0  # the loss of an evaluation is computed once, from all its scores
+        return (loss, outputs) if return_outputs else loss
+
+    def _objective(self, scores: Tensor, batch: dict[str, Any], **step: Any) -> LossOutput:
+        return reward_objective(
+            scores,
+            batch["comparisons"],
+            batch["positive"],
+            batch["positive_head"],
+            reduction=self.args.reduction,
+            head_weights=self._head_weights,
+            regularizer=self.args.regularizer,
+            regularizer_weight=self.args.regularizer_weight,
+            center_coefficient=self.args.center_rewards_coefficient,
+            **step,
+        )
+
+    def _resolve_head_weights(self) -> Tensor | None:
+        weights = self.args.head_weights
+        if weights is None or weights == "uniform":
+            return None
+        if weights == "inverse_count":
+            report = self.data_report["train"]
+            counts = [float(report["comparisons"][name] + report["positives"][name]) for name in self.head_names]
+            if not all(counts):
+                raise ValueError(
+                    "head_weights='inverse_count' needs counts, which a stream does not have; give a dict"
+                )
+            return torch.tensor([sum(counts) / (len(counts) * count) for count in counts])
+        if set(weights) != set(self.head_names):
+            raise ValueError(f"head_weights names {sorted(weights)}; it must name exactly the heads {self.head_names}")
+        return torch.tensor([float(weights[name]) for name in self.head_names])
+
+    # ---- Metrics ----
+
+    @torch.no_grad()
+    def _add_metrics(self, scores: Tensor, batch: dict[str, Any], objective: LossOutput) -> None:
+        comparisons: Comparisons = batch["comparisons"]
+
+        def per_head(values: Tensor) -> Tensor:
+            return values.new_zeros(len(self.head_names)).index_add(0, comparisons.head, values)
+
+        correct = (objective.gap > 0).float() + 0.5 * (objective.gap == 0).float()
+        units = per_head(comparisons.unit)
+        for name, values in (("accuracy", correct), ("margin", objective.gap)):
+            totals = per_head(comparisons.unit * values)
+            self._sums.add_mean(name, totals.sum()[None], units.sum()[None])
+            self._sums.add_mean(f"head/{name}", totals, units)
+        losses = per_head(comparisons.weight * objective.per_comparison)
+        self._sums.add_mean("head/loss", losses, per_head(comparisons.weight))
+        self._sums.add_mean("mean_reward", scores.sum()[None], scores.new_tensor([scores.numel()]))
+        self._sums.add_extremes("reward", scores.amin()[None], scores.amax()[None])
+        self._sums.add_total("num_tokens", batch["attention_mask"].sum()[None])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            metrics = self._sums.pop(self.accelerator)
+            self._total_train_tokens += int(metrics.pop("num_tokens", [0])[0]) // self._tp_size
+            for name, values in metrics.items():
+                if name.startswith("head/"):
+                    named = zip(self.head_names, values, strict=True)
+                    logs.update({f"{head}/{name[5:]}": value for head, value in named if value == value})
+                else:
+                    logs[name] = values[0]
+            if metrics:
+                logs["num_tokens"] = self._total_train_tokens
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._record = EvaluationRecord()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        record, self._record = self._record, None
+        tier_weights = self.args.tier_weights
+        evaluation = record.assemble(self._data.eval_negatives, tier_weights=tier_weights)
+        comparisons, tier_names = evaluation.comparisons, [*tier_weights, None]  # -1, no tier, reads the last
+        self.evaluation_report = evaluation_report(
+            evaluation.scores,
+            comparisons.winner,
+            comparisons.loser,
+            comparisons.head,
+            comparisons.unit,
+            head_names=self.head_names,
+            lengths=evaluation.lengths,
+            tiers=[tier_names[tier] for tier in comparisons.tier.tolist()],
+        )
+        output.metrics[f"{metric_key_prefix}_loss"] = self._objective(evaluation.scores, vars(evaluation)).loss.item()
+        output.metrics.update(self.evaluation_report.flat(metric_key_prefix))
+        return output
+
+    # ---- Saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            write_adapter_files(model, output_dir or self.args.output_dir, with_base=False)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        if not self.is_world_process_zero():
+            return
+        args, source = self.args, self.model.config._name_or_path
+        card = reward_model_card(
+            path=args.hub_model_id or args.output_dir,
+            model_name=model_name or Path(args.output_dir).name,
+            base_model=source if source and not Path(source).is_dir() else None,
+            dataset_name=dataset_name,
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or ())],
+            head_names=self.head_names,
+            data_report=self.data_report,
+            evaluation=self.evaluation_report.heads if self.evaluation_report else None,
+            step=self.state.global_step,
+            args=args,
+        )
+        card.save(Path(args.output_dir) / "README.md")
