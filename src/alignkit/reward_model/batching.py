@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class ComparisonCollator:
         pad_to_multiple_of (`int`, *optional*): pad the length to a multiple of this.
 
     Returns a dict of
-        `input_ids`, `attention_mask` (M, T): texts, longest first, padded on the right
+        `input_ids`, `attention_mask` (M, T): texts, padded on the right
         `text_key` (M,): 64-bit key of each text
         `comparisons`: `Comparisons` over the M texts; `comparison_id` (C,)
         `positive`, `positive_head` (n,): texts that win or are members, once per head (what regularizers act on)
@@ -34,11 +35,16 @@ class ComparisonCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        texts = {key: ids for row in rows for key, ids in zip(row["text_key"], row["input_ids"], strict=True)}
-        keys = sorted(texts, key=lambda key: len(texts[key]), reverse=True)
+        # First texts of all rows, then second texts, ...: for pairs this is TRL's order, so that sums round alike.
+        texts = {
+            key: ids
+            for texts_at in zip_longest(*(zip(row["text_key"], row["input_ids"], strict=True) for row in rows))
+            for key, ids in filter(None, texts_at)
+        }
+        keys = list(texts)
         position = {key: index for index, key in enumerate(keys)}
         batch: dict[str, Any] = pad_texts(
-            [texts[key] for key in keys], self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of
+            list(texts.values()), self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of
         )
         batch["text_key"] = torch.tensor(keys, dtype=torch.long)
         comparisons, comparison_ids, positives, members = [], [], {}, []

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel, TaskType, load_peft_weights
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignkit._compat import load_sequence_classifier
+from alignkit._compat import keep_cpu_4bit_gradients_right, load_sequence_classifier
 from alignkit.reward_model.modeling import (
     add_reward_forward,
     adopt_head_names,
@@ -116,10 +116,25 @@ def load_folder(
     model, has_heads = load_backbone(source, config, dtype=dtype, **kwargs)
     if not (has_heads or is_adapter):
         raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
+    keep_cpu_4bit_gradients_right(model)
     add_reward_forward(model, score_softcap=settings.get("score_softcap"))
     if is_adapter:
         model = PeftModel.from_pretrained(model, path)
+        restore_adapter_dtypes(model, path)
     return model.eval()
+
+
+def restore_adapter_dtypes(model: PeftModel, path: str) -> None:
+    """Give adapter weights the dtypes they have in the file.
+
+    PEFT loads them in float32, but an adapter that was trained in bfloat16 on a quantised base also computes in
+    bfloat16, and its scores would change in the second decimal.
+    """
+    stored = load_peft_weights(path, device="cpu")
+    for name, parameter in model.named_parameters():
+        key = name.replace(f".{model.active_adapter}.", ".")
+        if key in stored and parameter.dtype != stored[key].dtype:
+            parameter.data = parameter.data.to(stored[key].dtype)
 
 
 def base_of_adapter(path: str) -> str:

@@ -158,8 +158,10 @@ def _score_last_tokens(model, input_ids, attention_mask, position_ids, **kwargs)
     )
 
 
-def _score_in_chunks(model, input_ids, attention_mask, encode_batch_size, **kwargs) -> Tensor:
-    """Scores `(M, K)`, `encode_batch_size` texts at a time, each chunk cut to its longest text.
+def _score_in_chunks(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, encode_batch_size: int, **kwargs: Any
+) -> Tensor:
+    """Scores `(M, K)`, `encode_batch_size` texts of similar length at a time, each chunk cut to its longest text.
 
     In the backward pass autograd runs the chunks one after another, last first, and `checkpoint` recomputes each when
     its turn comes, so that the activations of one chunk are alive at a time. This is the two-pass score cache
@@ -169,17 +171,17 @@ def _score_in_chunks(model, input_ids, attention_mask, encode_batch_size, **kwar
     def score_chunk(ids: Tensor, mask: Tensor) -> Tensor:
         return _score_last_tokens(model, ids, mask, None, **kwargs).logits
 
-    ends = (last_positions(attention_mask) + 1).tolist()
+    ends = (last_positions(attention_mask) + 1).cpu()
+    order = ends.argsort(descending=True)  # the longest first, so that a batch too large fails at once
     scores = []
-    for start in range(0, len(input_ids), encode_batch_size):
-        rows = slice(start, start + encode_batch_size)
-        length = max(ends[rows])
+    for rows in order.split(encode_batch_size):
+        length = int(ends[rows[0]])
         chunk = input_ids[rows, :length], attention_mask[rows, :length]
         if torch.is_grad_enabled():
             scores.append(checkpoint(score_chunk, *chunk, use_reentrant=False))
         else:
             scores.append(score_chunk(*chunk))
-    return torch.cat(scores)
+    return torch.cat(scores)[order.argsort()]
 
 
 def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):

@@ -3,8 +3,9 @@
 Figures are made without pyplot, so that no window system and no global state is involved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.lines import Line2D
 
 DPI = 150
 FONT = "DejaVu Sans"  # ships with matplotlib
@@ -70,3 +72,63 @@ def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
     shapes = get_font(findfont(FONT)).get_charmap()
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(c if ord(c) in shapes else "□" for c in cut)
+
+
+def save_receptivity(path: str | PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Points with 95 % intervals from the `rows` of a `ReceptivityReport`: models across, heads down, groups dodged.
+
+    Above: mean score, its interval (thick) and the range (thin), on one scale for all models. Below, where a group can
+    be compared with the positives: AUROC.
+    """
+    models, heads, groups = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "head", "group"))
+    charts = [("mean", "score: mean, 95 % interval (thick), range (thin)")]
+    if any(row["auroc"] is not None for row in rows):
+        charts.append(("auroc", "AUROC of positives against group, 95 % interval"))
+    head_height = 0.25 + 0.15 * len(groups)
+    size = (1.2 + 3.6 * len(models), 0.6 + len(charts) * (0.9 + head_height * len(heads)))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(charts), len(models), squeeze=False, sharex="row", sharey=True)
+    for (value, label), line in zip(charts, panels, strict=True):
+        for model, panel in zip(models, line, strict=True):
+            panel.set_title(drawable(model, 40), fontsize=9, parse_math=False)
+            panel.set_xlabel(label, fontsize=8)
+            panel.set_yticks(range(len(heads)), [drawable(head, 20) for head in heads], parse_math=False)
+            panel.set_ylim(len(heads) - 0.5, -0.5)
+            panel.tick_params(labelsize=8)
+            panel.grid(axis="x", color="0.9")
+            for row in rows:
+                if row["model"] == model and row[value] is not None:
+                    _draw_interval(panel, row, value, heads.index(row["head"]), groups)
+    if len(charts) == 2:
+        for panel in panels[1]:
+            panel.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    handles = [
+        Line2D([], [], color=_colour(n), marker=_marker(n), linestyle="", label=drawable(group, 40))
+        for n, group in enumerate(groups)
+    ]
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.savefig(path)
+
+
+def _draw_interval(panel: Axes, row: Mapping[str, Any], value: str, line: int, groups: list[str]) -> None:
+    number = groups.index(row["group"])
+    y = line + 0.8 * ((number + 0.5) / len(groups) - 0.5)
+    colour = _colour(number)
+    bars = [] if value != "mean" else [(row["min"], row["max"], 0.8)]
+    if row[f"{value}_low"] is not None:
+        bars.append((row[f"{value}_low"], row[f"{value}_high"], 2.5))
+    for low, high, width in bars:
+        panel.plot([low, high], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    marker = _marker(number)
+    panel.plot(row[value], y, color=colour, marker=marker, markersize=6, markeredgecolor="white", markeredgewidth=0.6)
+
+
+def _colour(number: int) -> str:
+    """Colours of Okabe and Ito, told apart in every common form of colour blindness."""
+    return ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"][number % 7]
+
+
+def _marker(number: int) -> str:
+    return "osD^vPX*"[number % 8]

@@ -38,7 +38,11 @@ def run_probe(args: Namespace) -> None:
     from alignkit.reward_model.export import load_reward_model
     from alignkit.reward_model.probe import probe
 
-    reward_model = load_reward_model(args.model)
+    try:
+        reward_model = load_reward_model(args.model)
+    except OSError as error:
+        missing = "" if Path(args.model).is_dir() else ", which is no folder here and so was taken for a hub name"
+        raise OSError(f"cannot load {args.model}{missing}: {error}") from error
     result = probe(reward_model.model, reward_model.tokenizer, text)
     if args.heatmap is not None:
         result.heatmap(args.heatmap)
@@ -67,8 +71,8 @@ def _print_tables(result: "ProbeResult", points: int, sparkline: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    # Beside a terminal rich assumes 80 columns and cuts the numbers off; a file or a pipe has room for every head.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    # Wider than any table: at the width of a narrow terminal, or of a pipe, rich would cut the numbers off.
+    console = Console(width=10_000)
     console.print(result.table(points))
     console.print(_summary_table(result))
     if sparkline:

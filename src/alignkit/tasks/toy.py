@@ -97,7 +97,6 @@ def byte_tokenizer(*, chat_template: str | None = None) -> PreTrainedTokenizerFa
         tokenizer_object=backend,
         chat_template=chat_template,
         padding_side="right",
-        model_input_names=["input_ids", "attention_mask"],
         **_SPECIAL_TOKENS,
     )
 

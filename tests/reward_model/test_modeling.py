@@ -1,0 +1,166 @@
+"""Pooling by mask, a float32 head over any backbone, names and initial weights of the heads."""
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma3TextConfig,
+    GPT2Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from alignkit.reward_model.data import encode_text
+from alignkit.reward_model.loading import take_in_model
+from alignkit.reward_model.modeling import add_reward_forward, initialize_score, last_positions, token_scores
+from alignkit.tasks.toy import byte_tokenizer, generate, tiny_sequence_classifier
+
+HEADS = ["clear", "kind", "brief"]
+SMALL = {"vocab_size": 259, "pad_token_id": 256, "eos_token_id": 258, "num_labels": 3}
+ARCHITECTURES = {
+    "llama": None,
+    "qwen2": Qwen2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_key_value_heads=2, **SMALL
+    ),
+    "qwen3": Qwen3Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        head_dim=8,
+        **SMALL,
+    ),
+    "gemma3": Gemma3TextConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=16,
+        **SMALL,
+    ),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, **SMALL),
+}
+
+
+def build(name: str) -> torch.nn.Module:
+    if name == "llama":
+        model = tiny_sequence_classifier(HEADS, seed=2)
+    else:
+        torch.manual_seed(2)
+        model = AutoModelForSequenceClassification.from_config(ARCHITECTURES[name])
+    add_reward_forward(model)
+    return model.eval()
+
+
+def padded(texts: list[str], side: str, pad_token_id: int) -> dict[str, torch.Tensor]:
+    rows = [encode_text(byte_tokenizer(), text) for text in texts]
+    width = max(map(len, rows))
+    pads = [[pad_token_id] * (width - len(row)) for row in rows]
+    masks = [[0] * (width - len(row)) for row in rows]
+    ones = [[1] * len(row) for row in rows]
+    if side == "right":
+        ids = [row + pad for row, pad in zip(rows, pads, strict=True)]
+        mask = [one + zero for one, zero in zip(ones, masks, strict=True)]
+    else:
+        ids = [pad + row for row, pad in zip(rows, pads, strict=True)]
+        mask = [zero + one for one, zero in zip(ones, masks, strict=True)]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+TEXTS = generate("recipe", 8, seed=0) + generate("ledger", 7, seed=0) + ["short"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_scores_do_not_depend_on_padding_side_pad_token_or_batch_size(architecture):
+    model = build(architecture)
+    alone = torch.cat([model(**padded([text], "right", 256)).logits for text in TEXTS])
+    for side in ("left", "right"):
+        for pad_token_id in (256, 258):  # 258 is the end-of-sequence token
+            together = model(**padded(TEXTS, side, pad_token_id)).logits
+            torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_score_is_that_of_the_last_real_token():
+    model = build("llama")
+    batch = padded(TEXTS, "right", 258)
+    everywhere = token_scores(model, **batch)
+    last = batch["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(model(**batch).logits, everywhere[torch.arange(len(TEXTS)), last])
+
+
+def test_last_positions_are_right_for_left_right_and_no_padding():
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]])
+    assert last_positions(mask).tolist() == [1, 3, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_scores_are_float32_and_not_on_the_grid_of_the_backbones_dtype(dtype, autocast):
+    model = tiny_sequence_classifier(HEADS, seed=2).to(dtype)
+    add_reward_forward(model)
+    assert model.score.weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        scores = model(**padded(TEXTS, "right", 256)).logits
+    assert scores.dtype == torch.float32
+    assert (scores.bfloat16().float() != scores).float().mean() > 0.9
+
+
+def test_only_pooled_rows_reach_score():
+    model = build("llama")
+    shapes = []
+    model.score.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    model(**padded(TEXTS, "right", 256))
+    assert shapes == [(len(TEXTS), model.config.hidden_size)]
+
+
+def test_the_soft_cap_is_c_tanh_of_score_over_c():
+    model = build("llama")
+    with torch.no_grad():
+        model.score.weight.mul_(30)
+        raw = model(**padded(TEXTS, "right", 256)).logits
+        add_reward_forward(model, score_softcap=5.0)
+        capped = model(**padded(TEXTS, "right", 256)).logits
+    torch.testing.assert_close(capped, 5 * torch.tanh(raw / 5))
+    assert raw.abs().max() > 5 > capped.abs().max()
+
+
+def test_fresh_heads_have_std_one_over_root_of_hidden_plus_one_and_depend_on_the_seed_alone():
+    first, second = (tiny_sequence_classifier([f"h{i}" for i in range(64)], seed=s) for s in (1, 2))
+    initialize_score(first, seed=7)
+    initialize_score(second, seed=7)
+    assert torch.equal(first.score.weight, second.score.weight)
+    hidden = first.config.hidden_size
+    assert first.score.weight.std().item() == pytest.approx(1 / math.sqrt(hidden + 1), rel=0.05)
+    initialize_score(second, seed=8)
+    assert not torch.equal(first.score.weight, second.score.weight)
+
+
+def test_default_label_names_of_the_right_count_are_renamed_and_the_weights_kept(make_config):
+    model = build("qwen2")
+    before = model.score.weight.clone()
+    assert take_in_model(model, make_config(HEADS), None) == HEADS
+    assert model.config.id2label == dict(enumerate(HEADS))
+    assert model.config.problem_type == "regression"
+    assert torch.equal(model.score.weight, before)
+
+
+@pytest.mark.parametrize("names", [["clear", "kind"], ["clear", "brief", "kind"], ["a", "b", "c"]])
+def test_other_heads_than_the_models_are_an_error_that_lists_both(make_config, names):
+    with pytest.raises(ValueError, match="head_names") as error:
+        take_in_model(tiny_sequence_classifier(HEADS), make_config(names), None)
+    assert str(names) in str(error.value) and str(HEADS) in str(error.value)
+
+
+def test_an_encoder_without_score_is_refused_with_the_reason():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(ValueError, match="no bias-free linear `score`"):
+        add_reward_forward(BertForSequenceClassification(config))

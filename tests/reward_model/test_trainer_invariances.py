@@ -1,0 +1,190 @@
+"""The gradient of a step does not depend on how the step is split, encoded or drawn."""
+
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import TrainerCallback
+
+from alignkit.tasks.toy import STYLES, corpus_membership, preference_pairs, tiny_sequence_classifier
+
+HEADS = ["tidy", "short"]
+
+
+class KeepGradients(TrainerCallback):
+    """Copies the gradients of each optimiser step."""
+
+    def __init__(self):
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.fixture
+def gradients(make_trainer):
+    """Gradients of the first two steps."""
+
+    def train(head_names, data, **settings):
+        keep = KeepGradients()
+        # Plain SGD: Adam turns rounding of near-zero gradients into steps of full size before the second step.
+        sgd = {"optim": "sgd", "learning_rate": 0.1}
+        settings = {"max_steps": 2, "max_grad_norm": 0.0, "callbacks": [keep], **sgd, **settings}
+        make_trainer(head_names, data, **settings).train()
+        return keep.steps
+
+    return train
+
+
+def assert_equal_gradients(first, second, tolerance=1e-6):
+    for ours, theirs in zip(first, second, strict=True):
+        scale = max(gradient.abs().max().item() for gradient in theirs.values())
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance * max(scale, 1), msg=name)
+
+
+def mixed_rows() -> Dataset:
+    """Pairs of unequal weight, rated lists and multi-attribute pairs, for two heads."""
+    pairs = preference_pairs(8, seed=1)
+    lists = [
+        {
+            "completions": [f"answer {i} {word}" for word in ("one", "two two", "three three three")],
+            "ratings": {"tidy": [1.0, 1.0, None], "short": [3.0, 2.0, 1.0 + i]},
+        }
+        for i in range(4)
+    ]
+    both = [
+        {"chosen": f"a {i}", "rejected": f"b b {i}", "head_margins": {"tidy": -1.0, "short": 0.0}} for i in range(4)
+    ]
+    pairs = pairs.add_column("weight", [1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.25])
+    return concatenate_datasets([pairs, Dataset.from_list(lists), Dataset.from_list(both)])
+
+
+SPLITS = [(8, 1), (4, 2), (1, 8)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"regularizer": "center"}, {"center_rewards_coefficient": 0.1}])
+def test_gradients_are_equal_for_any_split_into_micro_batches(gradients, settings):
+    data = mixed_rows()
+    whole, *parts = (
+        gradients(
+            HEADS, data, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings
+        )
+        for size, accumulation in SPLITS
+    )
+    for part in parts:
+        assert_equal_gradients(part, whole)
+
+
+@pytest.mark.parametrize("regularizer", [None, "squared_log_square"])
+def test_gradients_against_tiers_are_equal_for_any_split_into_micro_batches(gradients, regularizer):
+    train, negatives, _, _ = corpus_membership(n_per_style=6)
+    whole, *parts = (
+        gradients(
+            list(STYLES),
+            train,
+            negatives=negatives,
+            negatives_per_tier=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            regularizer=regularizer,
+        )
+        for size, accumulation in SPLITS
+    )
+    for part in parts:
+        assert_equal_gradients(part, whole)
+
+
+def test_a_text_repeated_in_another_micro_batch_is_regularised_once(gradients):
+    rows = [{"chosen": "the same", "rejected": f"text {i}", "head": "tidy"} for i in range(3)]
+    data = Dataset.from_list([*rows, {"chosen": "other", "rejected": "text", "head": "short"}])
+    settings = {"regularizer": "center", "regularizer_weight": 5.0, "max_steps": 1}
+    whole = gradients(HEADS, data, per_device_train_batch_size=4, **settings)
+    split = gradients(HEADS, data, per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
+    assert_equal_gradients(split, whole)
+
+
+@pytest.mark.parametrize("encode_batch_size", [1, 3, 5, 64])
+def test_encoding_in_chunks_gives_the_gradient_of_the_whole_batch(gradients, encode_batch_size):
+    data = mixed_rows()
+    whole = gradients(HEADS, data, per_device_train_batch_size=8)
+    chunked = gradients(HEADS, data, per_device_train_batch_size=8, encode_batch_size=encode_batch_size)
+    assert_equal_gradients(chunked, whole, tolerance=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient_with_and_without_chunks(gradients):
+    data = mixed_rows()
+    plain = gradients(HEADS, data, per_device_train_batch_size=8)
+    for encode_batch_size in (None, 3):
+        checkpointed = gradients(
+            HEADS,
+            data,
+            per_device_train_batch_size=8,
+            activation_checkpointing=True,
+            encode_batch_size=encode_batch_size,
+        )
+        assert_equal_gradients(checkpointed, plain, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["comparisons", "active_heads"])
+@pytest.mark.parametrize("regularizer", [None, "log_square"])
+def test_a_head_without_comparisons_in_a_step_gets_a_gradient_of_exactly_zero(gradients, reduction, regularizer):
+    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy"} for i in range(4)]
+    rows += [{"chosen": "c", "rejected": "d", "head": "short"}]
+    tidy_only = gradients(
+        HEADS,
+        Dataset.from_list(rows),
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=4,
+        max_steps=1,
+        reduction=reduction,
+        regularizer=regularizer,
+    )
+    score = tidy_only[0]["score.weight"]
+    assert score[1].abs().max() == 0
+    assert score[0].abs().max() > 0
+
+
+def test_every_distinct_text_is_encoded_once_however_many_comparisons_name_it(make_trainer):
+    train, negatives, _, _ = corpus_membership(n_per_style=8)
+    model = tiny_sequence_classifier(list(STYLES), seed=1)
+    encoded = []
+    model.model.register_forward_hook(lambda module, inputs, outputs: encoded.append(len(inputs[0])))
+    trainer = make_trainer(
+        list(STYLES),
+        train,
+        model=model,
+        negatives=negatives,
+        negatives_per_tier=16,
+        per_device_train_batch_size=16,
+        max_steps=1,
+    )
+    trainer.train()
+    assert encoded == [16 + 3 * 16]
+
+
+def test_one_batch_is_overfitted(make_trainer):
+    trainer = make_trainer(HEADS, mixed_rows(), per_device_train_batch_size=16, max_steps=60, learning_rate=5e-3)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # What is left is the share of ties, each of which costs ln 2 at best.
+    ties = sum(unit for row in trainer.train_dataset for unit in row["weight"] if unit == 0.5)
+    weight = sum(sum(row["weight"]) for row in trainer.train_dataset)
+    assert losses[-1] < 0.7 * ties / weight + 0.05 < losses[0]
+
+
+def test_inverse_count_weights_make_every_head_count_alike_and_average_to_one(make_trainer):
+    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy"} for i in range(6)]
+    rows += [{"chosen": f"c {i}", "rejected": f"d {i}", "head": "short"} for i in range(2)]
+    trainer = make_trainer(HEADS, Dataset.from_list(rows), head_weights="inverse_count")
+    torch.testing.assert_close(trainer._head_weights, torch.tensor([8 / 12, 8 / 4]))
+
+
+def test_head_weights_do_not_move_with_the_batch_size(gradients):
+    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": HEADS[i % 2]} for i in range(4)]
+    weights = {"tidy": 3.0, "short": 0.5}
+    settings = {"train_sampling_strategy": "sequential", "max_steps": 1, "head_weights": weights}
+    together = gradients(HEADS, Dataset.from_list(rows), per_device_train_batch_size=4, **settings)
+    apart = gradients(
+        HEADS, Dataset.from_list(rows), per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings
+    )
+    assert_equal_gradients(apart, together)
