@@ -1,7 +1,7 @@
 """The only file that names private things of TRL and transformers. Each has a contract test in `tests/contract`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -42,19 +42,28 @@ def score_in_float32(config: PretrainedConfig) -> Iterator[None]:
         model_class._keep_in_fp32_modules_strict = before
 
 
-def load_sequence_classifier(path: str, config: PretrainedConfig, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-    """A sequence classifier in its dtype with a float32 `score`, and whether the checkpoint had that `score`.
+def load_sequence_classifier(
+    path: str, config: PretrainedConfig, *, has_score: bool, **kwargs: Any
+) -> PreTrainedModel:
+    """A sequence classifier in its dtype with a float32 `score`.
+
+    Args:
+        path: name or folder of a reward model (`has_score`) or of a language model, whose `score` is then random.
 
     Raises:
-        ValueError: no class for this architecture, or a damaged safetensors file.
+        ValueError: no class for this architecture, or a checkpoint without the `score` it should have.
     """
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise ValueError(f"{path}: transformers has no sequence classifier for model type {config.model_type!r}")
-    with suppress_seqcls_warning(), score_in_float32(config):
+    # TRL's context hides the missing `score` of a language model, from the log and from the loading info alike.
+    expected_keys_are_missing = nullcontext() if has_score else suppress_seqcls_warning()
+    with expected_keys_are_missing, score_in_float32(config):
         model, info = create_model_from_path(
             path, AutoModelForSequenceClassification, config=config, output_loading_info=True, **kwargs
         )
-    return model, "score.weight" not in info["missing_keys"]
+    if has_score and "score.weight" in info["missing_keys"]:
+        raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
+    return model
 
 
 def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:

@@ -1,11 +1,13 @@
 """Scores before saving equal scores after loading, in every form, in a fresh process too."""
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, pipeline
 
@@ -61,6 +63,15 @@ def test_what_the_trainer_saves_scores_the_same_after_loading(trained, tmp_path,
     loaded = load_reward_model(tmp_path / "saved")
     assert loaded.head_names == HEADS
     assert torch.equal(loaded.score(TEXTS), before)
+
+
+def test_a_language_model_gets_fresh_heads_of_unit_size_from_the_seed(make_trainer, causal_checkpoint):
+    heads = [f"h{i}" for i in range(32)]
+    data = Dataset.from_list([{"chosen": f"a {i}", "rejected": f"b {i}", "head": i} for i in range(32)])
+    settings = {"model": causal_checkpoint, "processing_class": None}
+    first, again, other = (make_trainer(heads, data, seed=seed, **settings).model.score.weight for seed in (1, 1, 2))
+    assert first.std().item() == pytest.approx(1 / math.sqrt(64 + 1), rel=0.05)
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("form", ["full", "adapter", "merged"])

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     )
     from alignkit.reward_model.losses import LossOutput, bradley_terry_loss, center_penalty, positive_regularizer
     from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
-    from alignkit.reward_model.probe import ProbeResult, probe
-    from alignkit.reward_model.receptivity import ReceptivityReport, receptivity
+    from alignkit.reward_model.probing import ProbeResult, probe
+    from alignkit.reward_model.receptivity_report import ReceptivityReport, receptivity
 
 _NAMES_IN = {
     "comparisons": ("Comparisons", "tiered_comparisons"),
     "export": ("RewardModel", "combine", "export_scalar", "load_reward_model", "reward_functions"),
     "losses": ("LossOutput", "bradley_terry_loss", "center_penalty", "positive_regularizer"),
     "metrics": ("EvaluationReport", "evaluation_report"),
-    "probe": ("ProbeResult", "probe"),
-    "receptivity": ("ReceptivityReport", "receptivity"),
+    "probing": ("ProbeResult", "probe"),
+    "receptivity_report": ("ReceptivityReport", "receptivity"),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _NAMES_IN.items() for name in names}
 

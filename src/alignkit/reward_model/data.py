@@ -53,18 +53,19 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
         return ids
     if isinstance(text[0], int):
         return text  # type: ignore[return-value]
-    if "chat_template" not in chat_template_kwargs:
-        check_chat_template(tokenizer)
+    check_chat_template(tokenizer, chat_template_kwargs.get("chat_template"), chat_template_kwargs.get("tools"))
     return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)["input_ids"]
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a `ValueError` if the tokenizer has no chat template, or one that prints the current date."""
-    if tokenizer.chat_template is None:
+def check_chat_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, tools: list[Any] | None = None
+) -> None:
+    """Raise a `ValueError` if the template for these tools is missing, or prints the current date."""
+    if chat_template is None and tokenizer.chat_template is None:
         raise ValueError(
             "the texts are chat messages but the tokenizer has no chat_template; set one, or pass strings"
         )
-    if "strftime_now" in tokenizer.get_chat_template():
+    if "strftime_now" in tokenizer.get_chat_template(chat_template, tools):
         raise ValueError(
             "the chat template prints the current date (strftime_now), so the same conversation would score "
             "differently every day; set tokenizer.chat_template, or chat_template_path, to one with a fixed date"
@@ -107,16 +108,16 @@ class RowEncoder:
             chat_kwargs = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
             texts = [encode_text(self.tokenizer, text, **chat_kwargs) for text in parsed.texts]
             self._check_identical(parsed, texts)
-            texts, trimmed = self.fit(texts)
+            texts, trimmed = self.fit(texts, self._prompt(row, parsed, chat_kwargs))
         except ValueError as error:
             raise ValueError(f"{self.split} row {index}: {error}") from error
         return encoded_row(index, texts, parsed, trimmed)
 
-    def fit(self, texts: list[list[int]]) -> tuple[list[list[int]], int]:
+    def fit(self, texts: list[list[int]], prompt: list[int] | None = None) -> tuple[list[list[int]], int]:
         """Texts that fit in `max_length`, and by how many tokens each was shortened, or no texts at all ("drop").
 
-        `"truncate_prompt"` takes the oldest tokens of the common prefix of all texts (after BOS) away, as many from
-        each, so that the texts still differ in nothing but their completions.
+        `"truncate_prompt"` takes the oldest tokens of the prompt (after BOS) away, as many from each text, so that the
+        texts still differ in nothing but their completions. Without a `prompt` it is what all texts begin with.
         """
         longest = max(map(len, texts))
         if self.max_length is None or longest <= self.max_length:
@@ -128,13 +129,22 @@ class RowEncoder:
         if self.overflow == "raise":
             raise ValueError(f"{message}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'")
         start = int(texts[0][0] == self.tokenizer.bos_token_id)
-        prompt_length = common_prefix_length(texts) - start if len(texts) > 1 else 0
+        begin_alike = texts if prompt is None else [*texts, prompt]
+        prompt_length = common_prefix_length(begin_alike) - start if len(begin_alike) > 1 else 0
         if prompt_length < excess:
             raise ValueError(
                 f"{message}, and its prompt has only {max(prompt_length, 0)} tokens to take away; raise max_length, "
                 "shorten the text, or set overflow='drop'"
             )
         return [text[:start] + text[start + excess :] for text in texts], excess
+
+    def _prompt(self, row: dict[str, Any], parsed: ParsedRow, chat_kwargs: dict[str, Any]) -> list[int] | None:
+        """Token ids of the prompt that the texts begin with, when it may have to be shortened."""
+        prompt, text = row.get("prompt"), parsed.texts[0]
+        is_token_ids = not isinstance(text, str) and isinstance(text[0], int)
+        if self.overflow != "truncate_prompt" or not prompt or is_token_ids:
+            return None
+        return encode_text(self.tokenizer, prompt, **{**chat_kwargs, "add_generation_prompt": True})
 
     @staticmethod
     def _check_identical(parsed: ParsedRow, texts: list[list[int]]) -> None:

@@ -24,16 +24,20 @@ from alignkit.reward_model.modeling import (
 )
 
 
-def load_backbone(path: str, config: PretrainedConfig, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-    """A sequence classifier with a float32 `score`, and whether the checkpoint had that `score`.
+def load_backbone(path: str, config: PretrainedConfig, *, has_score: bool, **kwargs: Any) -> PreTrainedModel:
+    """A sequence classifier with a float32 `score`, which the checkpoint holds (`has_score`) or which is random.
 
     Raises:
-        ValueError: a damaged checkpoint file.
+        ValueError: a damaged checkpoint file, or one without the `score` it should have.
     """
     try:
-        return load_sequence_classifier(path, config, **kwargs)
+        return load_sequence_classifier(path, config, has_score=has_score, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"{path} holds a damaged safetensors file ({error}); save or download it again") from error
+
+
+def is_reward_checkpoint(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def load_for_training(
@@ -59,17 +63,15 @@ def load_for_training(
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     config = AutoConfig.from_pretrained(path, **where)
-    claims_heads = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    if claims_heads:
+    has_score = is_reward_checkpoint(config)
+    if has_score:
         adopt_head_names(config, args.head_names, path)
     elif args.head_names is None:
         raise ValueError(f"head_names is not set and {path} is no reward model to take them from; set head_names")
     else:
         name_heads(config, args.head_names)
-    model, has_heads = load_backbone(path, config, **kwargs)
-    if claims_heads and not has_heads:
-        raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
-    if not has_heads:
+    model = load_backbone(path, config, has_score=has_score, **kwargs)
+    if not has_score:
         initialize_score(model, args.seed)
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
@@ -109,13 +111,12 @@ def load_folder(
         quantization_config = BitsAndBytesConfig.from_dict(settings["base_quantization"])
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if not is_reward_checkpoint(config):
         raise ValueError(f"{path} is no reward model: its config names {config.architectures}")
     is_adapter = (Path(path) / "adapter_config.json").is_file()
     source = base_of_adapter(path) if is_adapter else path
-    model, has_heads = load_backbone(source, config, dtype=dtype, **kwargs)
-    if not (has_heads or is_adapter):
-        raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
+    # An adapter brings its own `score`, whatever its base has.
+    model = load_backbone(source, config, has_score=not is_adapter, dtype=dtype, **kwargs)
     keep_cpu_4bit_gradients_right(model)
     add_reward_forward(model, score_softcap=settings.get("score_softcap"))
     if is_adapter:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from alignkit.reward_model.probe import ProbeResult
+    from alignkit.reward_model.probing import ProbeResult
 
 
 def add_probe_arguments(parser: ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run_probe(args: Namespace) -> None:
     text = _read_text(args)
 
     from alignkit.reward_model.export import load_reward_model
-    from alignkit.reward_model.probe import probe
+    from alignkit.reward_model.probing import probe
 
     try:
         reward_model = load_reward_model(args.model)

@@ -20,6 +20,14 @@ from typing import Any
 
 Text = str | list[dict[str, Any]] | list[int]
 
+# Beside its texts, what a row of each kind reads; in another kind of row these columns are an error, not ignored.
+_OPTIONS = {
+    "text": {"head"},
+    "completions": {"prompt", "ratings", "weight"},
+    "chosen": {"prompt", "head", "margin", "weight", "tie", "head_margins"},
+    "tier": {"heads"},
+}
+
 
 @dataclass
 class ParsedRow:
@@ -50,15 +58,12 @@ class ParsedRow:
             self.positive_head.append(head)
 
     def _add(self, winner: int, loser: int, head: int, weight: float, margin: float, unit: float) -> None:
-        for column, value in (
-            (self.winner, winner),
-            (self.loser, loser),
-            (self.head, head),
-            (self.weight, weight),
-            (self.margin, margin),
-            (self.unit, unit),
-        ):
-            column.append(value)  # type: ignore[arg-type]
+        self.winner.append(winner)
+        self.loser.append(loser)
+        self.head.append(head)
+        self.weight.append(weight)
+        self.margin.append(margin)
+        self.unit.append(unit)
 
 
 def parse_row(row: Mapping[str, Any], head_names: Sequence[str], *, use_margin_magnitude: bool = False) -> ParsedRow:
@@ -67,7 +72,7 @@ def parse_row(row: Mapping[str, Any], head_names: Sequence[str], *, use_margin_m
     Raises:
         ValueError: names the column, the value and the fix; the caller adds the split and the row number.
     """
-    has = {name for name, value in row.items() if value is not None}
+    has = {name for name, value in row.items() if not _is_null(value)}
     kinds = [
         name
         for name, columns in (
@@ -80,6 +85,7 @@ def parse_row(row: Mapping[str, Any], head_names: Sequence[str], *, use_margin_m
     if len(kinds) != 1:
         found = f"has both {kinds[0]!r} and {kinds[1]!r}" if kinds else f"has only the columns {sorted(has)}"
         raise ValueError(f"the row {found}; give it either (chosen, rejected), (completions, ratings) or (text, head)")
+    _check_options(row, kinds[0])
     if kinds == ["text"]:
         parsed = ParsedRow([_text(row, "text")])
         head = head_index(row.get("head"), head_names)
@@ -96,6 +102,7 @@ def parse_row(row: Mapping[str, Any], head_names: Sequence[str], *, use_margin_m
 
 def parse_negative(row: Mapping[str, Any], head_names: Sequence[str]) -> tuple[Text, str, list[int]]:
     """Read a row of the `negatives` dataset: its text, its tier, and the heads it may be used against."""
+    _check_options(row, "tier")
     text, tier, heads = _text(row, "text"), row.get("tier"), row.get("heads")
     if not isinstance(tier, str) or not tier:
         raise ValueError(f"column 'tier' is {tier!r}; name the tier of this negative")
@@ -103,10 +110,10 @@ def parse_negative(row: Mapping[str, Any], head_names: Sequence[str]) -> tuple[T
         return text, tier, list(range(len(head_names)))
     if not isinstance(heads, list) or not heads:
         raise ValueError(f"column 'heads' is {heads!r}; give a list of head names, or null for all heads")
-    return text, tier, [head_index(head, head_names) for head in heads]
+    return text, tier, [head_index(head, head_names, "heads") for head in heads]
 
 
-def head_index(head: Any, head_names: Sequence[str]) -> int:
+def head_index(head: Any, head_names: Sequence[str], column: str = "head") -> int:
     """Column of a head given by name or by number; with a single head it may be left out (None)."""
     if head is None and len(head_names) == 1:
         return 0
@@ -115,22 +122,49 @@ def head_index(head: Any, head_names: Sequence[str]) -> int:
     if isinstance(head, int) and not isinstance(head, bool) and 0 <= head < len(head_names):
         return head
     raise ValueError(
-        f"column 'head' is {head!r}; the heads are {list(head_names)}, numbered 0 to {len(head_names) - 1}"
+        f"column {column!r} names the head {head!r}; use one of {list(head_names)}, or a number from 0 to "
+        f"{len(head_names) - 1}"
     )
 
 
-def _parse_pair(row, head_names, weight, use_margin_magnitude) -> ParsedRow:
+def _is_null(value: Any) -> bool:
+    """Whether a column is unused by a row. A struct column is read back by some formats as a dict of nulls."""
+    return value is None or (isinstance(value, Mapping) and all(entry is None for entry in value.values()))
+
+
+def _check_options(row: Mapping[str, Any], kind: str) -> None:
+    for options in _OPTIONS.values():
+        for name in sorted(options - _OPTIONS[kind]):
+            if not _is_null(row.get(name)):
+                raise ValueError(
+                    f"column {name!r} is {row[name]!r}, but a row with {kind!r} does not use it; make it null"
+                )
+
+
+def _parse_pair(
+    row: Mapping[str, Any], head_names: Sequence[str], weight: float, use_margin_magnitude: bool
+) -> ParsedRow:
     parsed = ParsedRow([_text(row, "chosen"), _text(row, "rejected")])
     tie = row.get("tie")
     if tie not in (None, True, False):
         raise ValueError(f"column 'tie' is {tie!r}; it must be true or false")
-    margins = {name: value for name, value in (row.get("head_margins") or {}).items() if value is not None}
+    head_margins = row.get("head_margins")
+    if head_margins is not None and not isinstance(head_margins, Mapping):
+        raise ValueError(f"column 'head_margins' is {head_margins!r}; it must map each head to a number or null")
+    margins = {name: value for name, value in (head_margins or {}).items() if value is not None}
     if margins:
+        for column in ("head", "margin", "tie"):
+            if row.get(column) is not None:
+                raise ValueError(
+                    f"column {column!r} is {row[column]!r} in a row with 'head_margins', which replaces it; "
+                    "make one of the two null"
+                )
         for name, value in margins.items():
             difference = _number(value, f"head_margins[{name!r}]")
             margin = abs(difference) if use_margin_magnitude else 0.0
-            parsed.compare(0, 1, head_index(name, head_names), difference, weight, margin)
-    elif row.get("head") is None and row.get("head_margins") is not None:
+            head = head_index(name, head_names, "head_margins")
+            parsed.compare(0, 1, head, difference, weight, margin)
+    elif row.get("head") is None and head_margins is not None:
         raise ValueError("every entry of 'head_margins' is null; give at least one head a margin, or drop the row")
     else:
         head = head_index(row.get("head"), head_names)
@@ -139,7 +173,9 @@ def _parse_pair(row, head_names, weight, use_margin_magnitude) -> ParsedRow:
     return parsed
 
 
-def _parse_rated_list(row, head_names, weight, use_margin_magnitude) -> ParsedRow:
+def _parse_rated_list(
+    row: Mapping[str, Any], head_names: Sequence[str], weight: float, use_margin_magnitude: bool
+) -> ParsedRow:
     column = "completions" if row.get("completions") is not None else "completions_ids"
     completions = row[column]
     if not isinstance(completions, list) or len(completions) < 2:
@@ -156,7 +192,7 @@ def _parse_rated_list(row, head_names, weight, use_margin_magnitude) -> ParsedRo
             continue
         if not isinstance(values, list) or len(values) != len(completions):
             raise ValueError(f"ratings[{name!r}] is {values!r}; it must have one entry for each completion")
-        head = head_index(name, head_names)
+        head = head_index(name, head_names, "ratings")
         known = [(i, _number(v, f"ratings[{name!r}][{i}]")) for i, v in enumerate(values) if v is not None]
         for (i, first), (j, second) in combinations(known, 2):
             margin = abs(first - second) if use_margin_magnitude else 0.0
@@ -173,17 +209,18 @@ def _text(row: Mapping[str, Any], column: str) -> Text:
         if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
             raise ValueError(f"column '{column}_ids' must be a non-empty list of token ids, got {ids!r}")
         return ids
-    text, prompt = row.get(column), row.get("prompt")
+    text: Any = row.get(column)
+    prompt: Any = row.get("prompt")
     _check_text(text, column)
-    if prompt is None or column == "text":
-        return text  # type: ignore[return-value]
+    if prompt is None:
+        return text
     _check_text(prompt, "prompt", may_be_empty=True)
     if type(prompt) is not type(text):
         raise ValueError(
             f"column 'prompt' is a {type(prompt).__name__} and {column!r} a {type(text).__name__}; "
             "make both strings or both lists of messages"
         )
-    return prompt + text  # type: ignore[operator]
+    return prompt + text
 
 
 def _check_text(text: Any, column: str, may_be_empty: bool = False) -> None:
@@ -197,8 +234,8 @@ def _check_text(text: Any, column: str, may_be_empty: bool = False) -> None:
             f"column {column!r} must be a string or a list of messages with 'role' and 'content', "
             f"got {type(text).__name__} {text!r:.80}"
         )
-    if not text and not may_be_empty:
-        raise ValueError(f"column {column!r} is an empty list of messages; drop the row or give it a text")
+    if not may_be_empty and not any(message.get("content") or message.get("tool_calls") for message in text):
+        raise ValueError(f"column {column!r} has no message with content ({text!r}); drop the row or give it a text")
 
 
 def _number(value: Any, name: str, default: float | None = None) -> float:

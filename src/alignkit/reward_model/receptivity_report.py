@@ -44,8 +44,8 @@ class ScoringModel(Protocol):
 class ReceptivityReport:
     """Result of `receptivity`. What is undefined is None.
 
-    Undefined are d' and every interval of one text, d' of constant scores, and the interval of d' when a resample (of a
-    handful of texts) is constant.
+    Undefined are d' and every interval of one text, d' of constant scores, and the interval of d' when a resample (of
+    a handful of texts) is constant.
 
     Attributes:
         rows (`list[dict]`): one per model, head and group, with the keys `model`, `head`, `group`, `n`, `min`, `max`,

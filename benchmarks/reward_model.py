@@ -1,0 +1,311 @@
+"""Reward models: alignkit against TRL's `RewardTrainer`, in the same process, on the same texts and weights.
+
+    python benchmarks/reward_model.py              # all of it, minutes; writes benchmarks/results/<machine>.json
+    python benchmarks/reward_model.py --quick      # does it run? under a minute at toy shapes; its numbers mean nothing
+
+What is timed is `trainer.train()` of both, step by step in turns. Logging, saving, gradient checkpointing and gradient
+clipping are off; on a CPU everything is float32, on a GPU bfloat16 autocast. README.md beside this file lists the
+claims and says how to read the JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Before torch and the Hub client are imported, because they read them then. Threads that trainers start read the first.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import datasets
+import torch
+import transformers
+from common import (
+    RESULTS,
+    Claim,
+    MicroBatchPeak,
+    check_peak_recorder,
+    origin,
+    raw_times,
+    train_interleaved,
+    write,
+)
+from reward_model_workloads import (
+    FULL,
+    HEADS,
+    QUICK,
+    FirstGradient,
+    Workload,
+    attribute_pairs,
+    gpu_configs,
+    new_trainer,
+    pairs_of_head,
+    pairs_of_tiers,
+    require_equal,
+    tiered_texts,
+)
+
+NO_GPU = "not run: no GPU"
+
+
+def seven_heads(work: Workload) -> list[Claim]:
+    """A step with 7 heads against one of TRL's with 1, and one run with 7 heads against 7 runs of TRL's."""
+    dataset = attribute_pairs(4 * work.pairs, work.pair_tokens)
+    settings = {"config": work.config(), "batch_size": work.pairs}
+    trainers = {"alignkit": new_trainer(dataset, heads=HEADS, **settings)}
+    trainers |= {f"trl_{head}": new_trainer(pairs_of_head(dataset, head), **settings) for head in HEADS}
+    step = train_interleaved({name: trainers[name] for name in ("alignkit", f"trl_{HEADS[0]}")}, 8 * work.runs)
+    runs = train_interleaved(trainers, work.steps_per_run * work.runs)
+
+    def runs_of(name: str) -> list[float]:
+        times = runs[name].wall_s
+        return [sum(times[i : i + work.steps_per_run]) for i in range(0, len(times), work.steps_per_run)]
+
+    seven = [sum(times) for times in zip(*(runs_of(f"trl_{head}") for head in HEADS), strict=True)]
+    ours, theirs = step.values()
+    setting = work.setting(
+        pairs_per_step=work.pairs, tokens_per_text=work.pair_tokens, comparisons_per_pair=len(HEADS)
+    )
+    return [
+        Claim(
+            name="time of a step: alignkit with 7 heads / TRL with 1, on the same pairs",
+            values=_ratios(ours.wall_s, theirs.wall_s),
+            relation="<=",
+            target=1.03,
+            limit=1.0,
+            limit_is="the backbone runs on the same tokens; six more rows of `score` on the pooled positions are free",
+            setting=setting,
+            raw=raw_times(step),
+            also={"median_of_cpu_time": statistics.median(_ratios(ours.cpu_s, theirs.cpu_s))},
+        ),
+        Claim(
+            name="time of training: 7 runs of TRL, one per head / one run of alignkit with 7 heads",
+            values=_ratios(seven, runs_of("alignkit")),
+            relation=">=",
+            target=6.5,
+            limit=7.0,
+            limit_is="seven passes over the pairs against one; tokenising, seven times against once, is left out",
+            setting=setting | {"steps_per_run": work.steps_per_run},
+            raw=raw_times(runs),
+            also={
+                "ratio_of_all_cpu_time": sum(sum(runs[f"trl_{head}"].cpu_s) for head in HEADS)
+                / sum(runs["alignkit"].cpu_s)
+            },
+        ),
+    ]
+
+
+def tiers(work: Workload) -> list[Claim]:
+    """Positives against shared negatives, all pairs, against the same comparisons as TRL pairs."""
+    positives, negatives = tiered_texts(work.positives, work.negatives, work.tier_tokens)
+    pairs = pairs_of_tiers(positives, negatives)
+    config, gradients = work.config(), {}
+    trainers = {}
+    for micro_batch in (None, *work.trl_micro_batches):
+        name = "alignkit" if micro_batch is None else f"trl_micro_batch_{micro_batch}"
+        gradients[name] = FirstGradient()
+        if micro_batch is None:
+            # Equal weights, and every negative drawn at every step, so that both sides have the same loss.
+            trainers[name] = new_trainer(
+                positives,
+                config=config,
+                heads=HEADS[:1],
+                negatives=negatives,
+                batch_size=work.positives,
+                tier_weights={tier: 1.0 for tier in set(negatives["tier"])},
+                negatives_per_tier=work.negatives,
+                pairing="all",
+                callbacks=[gradients[name]],
+            )
+        else:
+            trainers[name] = new_trainer(
+                pairs,
+                config=config,
+                batch_size=micro_batch,
+                gradient_accumulation_steps=len(pairs) // micro_batch,
+                callbacks=[gradients[name]],
+            )
+    # A step of TRL's lasts as long as a score of ours, which is therefore the mean of a few.
+    times = train_interleaved(trainers, work.runs, steps_per_turn={"alignkit": 4})
+    differences = {
+        name: require_equal(f"gradient of alignkit and {name}", gradients["alignkit"].gradient, kept.gradient)
+        for name, kept in gradients.items()
+        if name != "alignkit"
+    }
+    ours = times["alignkit"]
+    best = min(differences, key=lambda name: statistics.median(times[name].wall_s))
+    encoded = work.positives + work.negatives
+    return [
+        Claim(
+            name="time of a step: TRL pairs, better of two micro-batch sizes / alignkit's shared negatives",
+            values=_ratios(times[best].wall_s, ours.wall_s),
+            relation=">=",
+            target=18.0,
+            limit=2 * len(pairs) / encoded,
+            limit_is=f"{2 * len(pairs)} encoded texts against {encoded}; the optimiser's step is the same for both",
+            setting=work.setting(
+                positives=work.positives,
+                negatives=work.negatives,
+                comparisons=len(pairs),
+                tokens_per_text=work.tier_tokens,
+            ),
+            raw=raw_times(times),
+            also={
+                "median_of_cpu_time": statistics.median(_ratios(times[best].cpu_s, ours.cpu_s)),
+                "median_of_each": {
+                    name: statistics.median(_ratios(times[name].wall_s, ours.wall_s)) for name in differences
+                },
+                "relative_difference_of_gradients": differences,
+            },
+        )
+    ]
+
+
+def score_cache(work: Workload) -> list[Claim]:
+    """Encoding an eighth of the batch at a time: peak memory, time, gradient."""
+    dataset = attribute_pairs(4 * work.cache_pairs, work.pair_tokens)
+    chunk = 2 * work.cache_pairs // 8
+    settings = {"config": work.config(), "heads": HEADS, "batch_size": work.cache_pairs}
+    chunks = {"without": None, "with": chunk}
+    gradients = {name: FirstGradient() for name in chunks}
+    times = train_interleaved(
+        {
+            name: new_trainer(dataset, encode_batch_size=size, callbacks=[gradients[name]], **settings)
+            for name, size in chunks.items()
+        },
+        4 * work.runs,
+    )
+    difference = require_equal("gradient with and without score cache", *(g.gradient for g in gradients.values()))
+    peaks = {name: _peak_bytes(dataset, encode_batch_size=size, **settings) for name, size in chunks.items()}
+    setting = work.setting(
+        texts_per_batch=2 * work.cache_pairs, encode_batch_size=chunk, tokens_per_text=work.pair_tokens
+    )
+    return [
+        Claim(
+            name="peak bytes above weights, gradients and optimiser state: with score cache / without",
+            values=[peaks["with"] / peaks["without"]],
+            relation="<=",
+            target=0.35,
+            limit=1 / 8,
+            limit_is="the activations of one chunk of eight; temporaries of the backward pass come on top",
+            setting=setting,
+            raw={"peak_bytes": peaks},
+            also={"recorder_check": check_peak_recorder()},
+        ),
+        Claim(
+            name="time of a step: with score cache / without",
+            values=_ratios(times["with"].wall_s, times["without"].wall_s),
+            relation="<=",
+            target=1.5,
+            limit=4 / 3,
+            limit_is="forward, forward, backward (two forwards) against forward, backward",
+            setting=setting,
+            raw=raw_times(times),
+            also={"median_of_cpu_time": statistics.median(_ratios(times["with"].cpu_s, times["without"].cpu_s))},
+        ),
+        Claim(
+            name="largest difference of the gradient with and without score cache / largest entry",
+            values=[difference],
+            relation="<=",
+            target=1e-5,
+            limit=0.0,
+            limit_is="the same sum in another order",
+            setting=setting,
+        ),
+    ]
+
+
+def model_shapes(configs: dict[str, Any], pairs: int, tokens: int, n_turns: int) -> dict[str, Any]:
+    """Tokens per second and peak memory of TRL, of alignkit with 7 heads, and of that with the score cache."""
+    dataset = attribute_pairs(4 * pairs, tokens)
+    sides = {
+        "trl_1_head": {},
+        "alignkit_7_heads": {"heads": HEADS},
+        "alignkit_7_heads_score_cache": {"heads": HEADS, "encode_batch_size": 2 * pairs // 8},
+    }
+    shapes = {}
+    for shape, config in configs.items():
+        base, side_settings = pairs_of_head(dataset, HEADS[0]), {"config": config, "batch_size": pairs}
+        data = {name: dataset if "heads" in side else base for name, side in sides.items()}
+        trainers = {name: new_trainer(data[name], **side, **side_settings) for name, side in sides.items()}
+        times = train_interleaved(trainers, n_turns, warm_up=2)
+        parameters = sum(parameter.numel() for parameter in trainers["trl_1_head"].model.parameters())
+        shapes[shape] = {
+            "parameters": parameters,
+            "pairs_per_step": pairs,
+            "tokens_per_text": tokens,
+            "weights_gradients_and_optimiser_state_bytes": 16 * parameters,
+            "sides": {
+                name: {
+                    "tokens_per_s": 2 * pairs * tokens / statistics.median(side.wall_s),
+                    "step_s": side.wall_s,
+                    "peak_bytes_above_those": None,
+                }
+                for name, side in times.items()
+            },
+        }
+        del trainers
+        for name, side in sides.items():
+            peak = _peak_bytes(data[name], **side, **side_settings)
+            shapes[shape]["sides"][name]["peak_bytes_above_those"] = peak
+    return shapes
+
+
+def _peak_bytes(dataset: Any, **settings: Any) -> int:
+    peak = MicroBatchPeak()
+    trainer = new_trainer(dataset, gradient_accumulation_steps=2, callbacks=[peak], **settings)
+    trainer.args.max_steps = 2
+    trainer.train()
+    return peak.peak_bytes
+
+
+def _ratios(top: list[float], bottom: list[float]) -> list[float]:
+    return [a / b for a, b in zip(top, bottom, strict=True)]
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """All measurements as one record."""
+    work = QUICK if quick else FULL
+    record: dict[str, Any] = {"benchmark": "reward_model", "quick": quick, **origin()}
+    record["claims"] = [claim.record() for part in (seven_heads, tiers, score_cache) for claim in part(work)]
+    if torch.cuda.is_available():
+        record["gpu_shapes"] = model_shapes(gpu_configs(small=quick), pairs=16, tokens=512, n_turns=work.runs)
+    else:
+        record["gpu_shapes"] = NO_GPU
+        if quick:  # the same code, so that it does not rot between two GPUs
+            record["small_shapes"] = model_shapes(gpu_configs(small=True), pairs=4, tokens=16, n_turns=2)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="toy shapes; never written to benchmarks/results")
+    parser.add_argument("--output", type=Path, help="JSON file; default benchmarks/results/<machine>.json")
+    arguments = parser.parse_args()
+    output = arguments.output.resolve() if arguments.output else None
+    if arguments.quick and output and output.is_relative_to(RESULTS):
+        parser.error(f"--output is {output}; the numbers of --quick mean nothing, so write them elsewhere")
+    if output is None and not arguments.quick:
+        gpu = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else None
+        output = RESULTS / f"{gpu or f'cpu-{os.cpu_count()}-cores'}.json"
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        record = measure(arguments.quick)
+    for claim in record["claims"]:
+        met = "met" if claim["met"] else "MISSED"
+        print(f"{claim['median']:10.3g}  {claim['target']:8}  {met:6}  {claim['claim']}")
+    if output is None:
+        print(json.dumps(record, indent=1))
+    else:
+        write(record, output)
+        print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

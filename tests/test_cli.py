@@ -1,0 +1,117 @@
+"""The command line, run as a user runs it: what goes in, what comes out, and the exit code."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.reward_model.export import RewardModel
+from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm, tiny_sequence_classifier
+
+HEAVY_PACKAGES = ["torch", "transformers", "trl", "datasets", "matplotlib", "rich"]
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("reward_model"))
+    RewardModel(tiny_sequence_classifier(["kind", "brief"]), byte_tokenizer()).save(folder)
+    return folder
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command with bad input leaves on standard error."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # transformers draws its progress bar there too, but ends it with a carriage return.
+    lines = [line for line in captured.err.splitlines() if line.startswith("alignkit")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_and_env_load_no_heavy_package() -> None:
+    code = (
+        "import sys; from alignkit.cli import build_parser, main; build_parser().format_help(); main(['env']);"
+        f"print([name for name in {HEAVY_PACKAGES} if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert output.splitlines()[-1] == "[]"
+
+
+def test_env_prints_a_version_of_every_package_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["python"] == ".".join(map(str, sys.version_info[:3]))
+    for package in ("alignkit", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"):
+        assert re.match(r"\d+\.\d+|not installed", rows[package])
+    assert rows["device"]
+
+
+def test_probe_prints_the_last_score_that_the_model_gives(
+    capsys: pytest.CaptureFixture[str], saved_model: str
+) -> None:
+    tokenizer, model = byte_tokenizer(), tiny_sequence_classifier(["kind", "brief"])
+    expected = RewardModel(model, tokenizer).score(["Hi there."])[0]
+    assert main(["probe", saved_model, "--text", "Hi there.", "--points", "4", "--sparkline"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("<eos>" in line and f"{expected[1]:.3f}" in line for line in lines)
+    assert sum(" to " in line for line in lines) == 2  # a sparkline for each head
+
+
+def test_probe_reads_a_file_or_standard_input_without_the_line_break_at_its_end(
+    capsys: pytest.CaptureFixture[str], saved_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("Hi é.\n", encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi é.\n"))
+    documents = []
+    for source in (["--text", "Hi é."], ["--file", str(tmp_path / "text.txt")], []):
+        assert main(["probe", saved_model, "--json", *source]) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0] == documents[1] == documents[2]
+    assert documents[0]["n_tokens"] == len("Hi é.".encode()) + 2
+
+
+def test_probe_writes_a_heatmap(saved_model: str, tmp_path: Path) -> None:
+    assert main(["probe", saved_model, "--text", "Hi", "--heatmap", str(tmp_path / "map.png")]) == 0
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], saved_model: str) -> None:
+    assert "nowhere.txt" in failure(capsys, "probe", saved_model, "--file", "nowhere.txt")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_is_an_error(capsys: pytest.CaptureFixture[str], saved_model: str, text: str) -> None:
+    assert "--text holds no text" in failure(capsys, "probe", saved_model, "--text", text)
+
+
+def test_a_file_that_is_not_utf_8_is_an_error(
+    capsys: pytest.CaptureFixture[str], saved_model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert "utf-8" in failure(capsys, "probe", saved_model, "--file", str(tmp_path / "latin.txt"))
+
+
+def test_no_points_are_an_error(capsys: pytest.CaptureFixture[str], saved_model: str) -> None:
+    assert "--points is 0" in failure(capsys, "probe", saved_model, "--text", "Hi", "--points", "0")
+
+
+def test_a_folder_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = failure(capsys, "probe", str(tmp_path / "missing_model"), "--text", "Hi")
+    assert "missing_model, which is no folder here" in message
+
+
+def test_a_language_model_is_no_reward_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tiny_causal_lm().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert "is no reward model" in failure(capsys, "probe", str(tmp_path), "--text", "Hi")
+
+
+def test_arguments_that_exclude_each_other_exit_with_two(saved_model: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", saved_model, "--text", "a", "--file", "b"])
