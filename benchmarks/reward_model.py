@@ -1,11 +1,11 @@
 """Reward models: alignkit against TRL's `RewardTrainer`, in the same process, on the same texts and weights.
 
     python benchmarks/reward_model.py              # all of it, minutes; writes benchmarks/results/<machine>.json
-    python benchmarks/reward_model.py --quick      # does it run? under a minute at toy shapes; its numbers mean nothing
+    python benchmarks/reward_model.py --quick      # does it run? under a minute, toy shapes, its numbers mean nothing
 
 What is timed is `trainer.train()` of both, step by step in turns. Logging, saving, gradient checkpointing and gradient
-clipping are off; on a CPU everything is float32, on a GPU bfloat16 autocast. README.md beside this file lists the
-claims and says how to read the JSON.
+clipping are off; everything is float32, but for the shapes of published models on a GPU. README.md beside this file
+lists the claims and says how to read the JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Before torch and the Hub client are imported, because they read them then. Threads that trainers start read the first.
+# Set before torch and the Hub client are imported, because they read them then; every new thread reads the first.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -27,13 +27,13 @@ import transformers
 from common import (
     RESULTS,
     Claim,
-    MicroBatchPeak,
     check_peak_recorder,
     origin,
     raw_times,
     train_interleaved,
     write,
 )
+from reward_model_shapes import measure_shapes, published_shapes
 from reward_model_workloads import (
     FULL,
     HEADS,
@@ -41,7 +41,7 @@ from reward_model_workloads import (
     FirstGradient,
     Workload,
     attribute_pairs,
-    gpu_configs,
+    micro_batch_peak,
     new_trainer,
     pairs_of_head,
     pairs_of_tiers,
@@ -103,66 +103,67 @@ def tiers(work: Workload) -> list[Claim]:
     """Positives against shared negatives, all pairs, against the same comparisons as TRL pairs."""
     positives, negatives = tiered_texts(work.positives, work.negatives, work.tier_tokens)
     pairs = pairs_of_tiers(positives, negatives)
-    config, gradients = work.config(), {}
-    trainers = {}
-    for micro_batch in (None, *work.trl_micro_batches):
-        name = "alignkit" if micro_batch is None else f"trl_micro_batch_{micro_batch}"
-        gradients[name] = FirstGradient()
-        if micro_batch is None:
-            # Equal weights, and every negative drawn at every step, so that both sides have the same loss.
-            trainers[name] = new_trainer(
-                positives,
-                config=config,
-                heads=HEADS[:1],
-                negatives=negatives,
-                batch_size=work.positives,
-                tier_weights={tier: 1.0 for tier in set(negatives["tier"])},
-                negatives_per_tier=work.negatives,
-                pairing="all",
-                callbacks=[gradients[name]],
-            )
-        else:
-            trainers[name] = new_trainer(
-                pairs,
-                config=config,
-                batch_size=micro_batch,
-                gradient_accumulation_steps=len(pairs) // micro_batch,
-                callbacks=[gradients[name]],
-            )
-    # A step of TRL's lasts as long as a score of ours, which is therefore the mean of a few.
-    times = train_interleaved(trainers, work.runs, steps_per_turn={"alignkit": 4})
-    differences = {
-        name: require_equal(f"gradient of alignkit and {name}", gradients["alignkit"].gradient, kept.gradient)
-        for name, kept in gradients.items()
-        if name != "alignkit"
+    gradients = {
+        name: FirstGradient() for name in ("alignkit", *(f"trl_micro_batch_{n}" for n in work.trl_micro_batches))
     }
-    ours = times["alignkit"]
-    best = min(differences, key=lambda name: statistics.median(times[name].wall_s))
-    encoded = work.positives + work.negatives
-    return [
-        Claim(
-            name="time of a step: TRL pairs, better of two micro-batch sizes / alignkit's shared negatives",
-            values=_ratios(times[best].wall_s, ours.wall_s),
-            relation=">=",
-            target=18.0,
-            limit=2 * len(pairs) / encoded,
-            limit_is=f"{2 * len(pairs)} encoded texts against {encoded}; the optimiser's step is the same for both",
-            setting=work.setting(
-                positives=work.positives,
-                negatives=work.negatives,
-                comparisons=len(pairs),
-                tokens_per_text=work.tier_tokens,
-            ),
-            raw=raw_times(times),
-            also={
-                "median_of_cpu_time": statistics.median(_ratios(times[best].cpu_s, ours.cpu_s)),
-                "median_of_each": {
-                    name: statistics.median(_ratios(times[name].wall_s, ours.wall_s)) for name in differences
-                },
-                "relative_difference_of_gradients": differences,
-            },
+    # Equal weights, and every negative drawn at every step, so that both sides have the same loss.
+    ours = new_trainer(
+        positives,
+        config=work.config(),
+        heads=HEADS[:1],
+        negatives=negatives,
+        batch_size=work.positives,
+        tier_weights=dict.fromkeys(set(negatives["tier"]), 1.0),
+        negatives_per_tier=work.negatives,
+        pairing="all",
+        callbacks=[gradients["alignkit"]],
+    )
+    theirs = {
+        f"trl_micro_batch_{n}": new_trainer(
+            pairs,
+            config=work.config(),
+            batch_size=n,
+            gradient_accumulation_steps=len(pairs) // n,
+            callbacks=[gradients[f"trl_micro_batch_{n}"]],
         )
-    ]
+        for n in work.trl_micro_batches
+    }
+    # A step of TRL's lasts as long as a score of ours, which is therefore the mean of a few.
+    times = train_interleaved({"alignkit": ours, **theirs}, work.runs, steps_per_turn={"alignkit": 12})
+    differences = {
+        name: require_equal(
+            f"gradient of alignkit and {name}", gradients["alignkit"].gradient, gradients[name].gradient
+        )
+        for name in theirs
+    }
+    return [_tiers_claim(work, len(pairs), times, differences)]
+
+
+def _tiers_claim(work: Workload, comparisons: int, times: dict[str, Any], differences: dict[str, float]) -> Claim:
+    wall = {name: _ratios(times[name].wall_s, times["alignkit"].wall_s) for name in differences}
+    best = min(wall, key=lambda name: statistics.median(wall[name]))
+    encoded = work.positives + work.negatives
+    return Claim(
+        name="time of a step: TRL pairs, better of two micro-batch sizes / alignkit's shared negatives",
+        values=wall[best],
+        relation=">=",
+        target=18.0,
+        limit=2 * comparisons / encoded,
+        limit_is=f"{2 * comparisons} encoded texts against {encoded}; the optimiser's step is the same for both",
+        setting=work.setting(
+            positives=work.positives,
+            negatives=work.negatives,
+            comparisons=comparisons,
+            tokens_per_text=work.tier_tokens,
+            best=best,
+        ),
+        raw=raw_times(times),
+        also={
+            "median_of_cpu_time": statistics.median(_ratios(times[best].cpu_s, times["alignkit"].cpu_s)),
+            "median_of_each": {name: statistics.median(values) for name, values in wall.items()},
+            "relative_difference_of_gradients": differences,
+        },
+    )
 
 
 def score_cache(work: Workload) -> list[Claim]:
@@ -180,7 +181,7 @@ def score_cache(work: Workload) -> list[Claim]:
         4 * work.runs,
     )
     difference = require_equal("gradient with and without score cache", *(g.gradient for g in gradients.values()))
-    peaks = {name: _peak_bytes(dataset, encode_batch_size=size, **settings) for name, size in chunks.items()}
+    peaks = {name: micro_batch_peak(dataset, encode_batch_size=size, **settings) for name, size in chunks.items()}
     setting = work.setting(
         texts_per_batch=2 * work.cache_pairs, encode_batch_size=chunk, tokens_per_text=work.pair_tokens
     )
@@ -219,50 +220,6 @@ def score_cache(work: Workload) -> list[Claim]:
     ]
 
 
-def model_shapes(configs: dict[str, Any], pairs: int, tokens: int, n_turns: int) -> dict[str, Any]:
-    """Tokens per second and peak memory of TRL, of alignkit with 7 heads, and of that with the score cache."""
-    dataset = attribute_pairs(4 * pairs, tokens)
-    sides = {
-        "trl_1_head": {},
-        "alignkit_7_heads": {"heads": HEADS},
-        "alignkit_7_heads_score_cache": {"heads": HEADS, "encode_batch_size": 2 * pairs // 8},
-    }
-    shapes = {}
-    for shape, config in configs.items():
-        base, side_settings = pairs_of_head(dataset, HEADS[0]), {"config": config, "batch_size": pairs}
-        data = {name: dataset if "heads" in side else base for name, side in sides.items()}
-        trainers = {name: new_trainer(data[name], **side, **side_settings) for name, side in sides.items()}
-        times = train_interleaved(trainers, n_turns, warm_up=2)
-        parameters = sum(parameter.numel() for parameter in trainers["trl_1_head"].model.parameters())
-        shapes[shape] = {
-            "parameters": parameters,
-            "pairs_per_step": pairs,
-            "tokens_per_text": tokens,
-            "weights_gradients_and_optimiser_state_bytes": 16 * parameters,
-            "sides": {
-                name: {
-                    "tokens_per_s": 2 * pairs * tokens / statistics.median(side.wall_s),
-                    "step_s": side.wall_s,
-                    "peak_bytes_above_those": None,
-                }
-                for name, side in times.items()
-            },
-        }
-        del trainers
-        for name, side in sides.items():
-            peak = _peak_bytes(data[name], **side, **side_settings)
-            shapes[shape]["sides"][name]["peak_bytes_above_those"] = peak
-    return shapes
-
-
-def _peak_bytes(dataset: Any, **settings: Any) -> int:
-    peak = MicroBatchPeak()
-    trainer = new_trainer(dataset, gradient_accumulation_steps=2, callbacks=[peak], **settings)
-    trainer.args.max_steps = 2
-    trainer.train()
-    return peak.peak_bytes
-
-
 def _ratios(top: list[float], bottom: list[float]) -> list[float]:
     return [a / b for a, b in zip(top, bottom, strict=True)]
 
@@ -271,13 +228,19 @@ def measure(quick: bool) -> dict[str, Any]:
     """All measurements as one record."""
     work = QUICK if quick else FULL
     record: dict[str, Any] = {"benchmark": "reward_model", "quick": quick, **origin()}
-    record["claims"] = [claim.record() for part in (seven_heads, tiers, score_cache) for claim in part(work)]
+    record["claims"] = []
+    for part in (seven_heads, tiers, score_cache):
+        for claim in part(work):
+            result = claim.record()
+            record["claims"].append(result)
+            met = "met" if result["met"] else "MISSED"
+            print(f"{result['median']:10.3g}  {result['target']:8}  {met:6}  {result['claim']}", flush=True)
     if torch.cuda.is_available():
-        record["gpu_shapes"] = model_shapes(gpu_configs(small=quick), pairs=16, tokens=512, n_turns=work.runs)
+        record["gpu_shapes"] = measure_shapes(published_shapes(small=quick), pairs=16, tokens=512, n_turns=work.runs)
     else:
         record["gpu_shapes"] = NO_GPU
         if quick:  # the same code, so that it does not rot between two GPUs
-            record["small_shapes"] = model_shapes(gpu_configs(small=True), pairs=4, tokens=16, n_turns=2)
+            record["small_shapes"] = measure_shapes(published_shapes(small=True), pairs=4, tokens=16, n_turns=2)
     return record
 
 
@@ -297,9 +260,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         record = measure(arguments.quick)
-    for claim in record["claims"]:
-        met = "met" if claim["met"] else "MISSED"
-        print(f"{claim['median']:10.3g}  {claim['target']:8}  {met:6}  {claim['claim']}")
     if output is None:
         print(json.dumps(record, indent=1))
     else:

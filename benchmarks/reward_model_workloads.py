@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common import MicroBatchPeak
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    Gemma3TextConfig,
     LlamaConfig,
     PretrainedConfig,
     PrinterCallback,
-    Qwen2Config,
     TrainerCallback,
 )
 from trl import RewardConfig, RewardTrainer
@@ -34,7 +33,7 @@ class Workload:
             a step does beside the backbone takes a few milliseconds with both trainers; a step lasts hundreds.
         pairs, pair_tokens (`int`): pairs of a step with 7 heads, and the length of each of their texts.
         positives, negatives, tier_tokens (`int`): likewise for positives against negatives in three tiers.
-        trl_micro_batches (`tuple[int, int]`): pairs of a micro-batch with which TRL makes the comparisons of the tiers.
+        trl_micro_batches (`tuple[int, int]`): pairs of a micro-batch of TRL's when it makes the tiers' comparisons.
         cache_pairs (`int`): pairs of a batch that the score cache encodes in eight parts.
         runs (`int`): paired runs; of what is short, several times as many.
         steps_per_run (`int`): optimiser steps of a run when whole runs are compared.
@@ -94,25 +93,6 @@ QUICK = Workload(
 )
 
 
-def gpu_configs(*, small: bool) -> dict[str, PretrainedConfig]:
-    """Shapes of two published models, to be filled with random weights; `small` shrinks them to toys."""
-    qwen = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
-    gemma = {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "vocab_size": 262_144}
-    toy = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 259} if small else {}
-    return {
-        "Qwen2.5-0.5B": Qwen2Config(
-            **qwen | toy, num_attention_heads=2 if small else 14, num_key_value_heads=2, tie_word_embeddings=True
-        ),
-        "Gemma-3-270m": Gemma3TextConfig(
-            **gemma | toy,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=16 if small else 256,
-            sliding_window=512,
-        ),
-    }
-
-
 # ---- Texts ----
 
 
@@ -170,6 +150,7 @@ def new_trainer(
     negatives: Dataset | None = None,
     gradient_accumulation_steps: int = 1,
     callbacks: list[TrainerCallback] | None = None,
+    bf16: bool = False,
     **settings: Any,
 ) -> RewardTrainer:
     """alignkit's trainer with these heads, or TRL's when there are none; all else, also the weights, alike."""
@@ -183,7 +164,7 @@ def new_trainer(
         "learning_rate": 1e-5,
         "lr_scheduler_type": "constant",
         "gradient_checkpointing": False,
-        "bf16": cuda,
+        "bf16": bf16,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "logging_strategy": "no",
@@ -209,6 +190,15 @@ def new_trainer(
         trainer = MultiHeadRewardTrainer(args=args, negatives=negatives, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def micro_batch_peak(dataset: Dataset, **settings: Any) -> int:
+    """Peak of tensor bytes of a micro-batch above weights, gradients and optimiser state; see `MicroBatchPeak`."""
+    peak = MicroBatchPeak()
+    trainer = new_trainer(dataset, gradient_accumulation_steps=2, callbacks=[peak], **settings)
+    trainer.args.max_steps = 2
+    trainer.train()
+    return peak.peak_bytes
 
 
 class FirstGradient(TrainerCallback):

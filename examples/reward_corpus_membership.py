@@ -49,6 +49,7 @@ VARIANTS = {
     "none": (MultiHeadRewardTrainer, None),
     "own head": (MultiHeadRewardTrainer, "log_square"),
     "every head": (EveryHeadRegularized, "log_square"),
+    "own head, squared": (MultiHeadRewardTrainer, "squared_log_square"),
 }
 
 
@@ -59,6 +60,7 @@ def main() -> None:
         **{"output_dir": "outputs/reward_corpus_membership", "max_length": 512, "overflow": "drop"},
         **{"max_steps": 100, "per_device_train_batch_size": 16, "negatives_per_tier": 6, "logging_steps": 50},
         **{"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10, "save_strategy": "no"},
+        **{"regularizer_weight": 0.03},
         **{"use_cpu": not has_gpu, "bf16": has_gpu, "gradient_checkpointing": has_gpu, "report_to": "none"},
     )
     script, args = parser.parse_args_and_config()
@@ -117,11 +119,12 @@ def report(scores: dict[str, list], folder: Path) -> None:
         | {"|score|": [float(np.mean([abs(head["soft"][0]).mean() for head in run.values()])) for run in runs]}
         for name, runs in scores.items()
     }
-    table = Table("regulariser", *results["none"], title="Mean AUROC over heads, and mean |own score| of positives")
+    title = "Mean AUROC over heads, and mean |own score| of positives ± Student's 95 %"
+    table = Table("regulariser", *results["none"], title=title)
     for name, columns in results.items():
         table.add_row(name, *map(over_seeds, columns.values()))
     gap = {k: np.subtract(results["own head"][k], results["every head"][k]) for k in results["none"]}
-    table.add_row("own - every (paired)", *map(over_seeds, gap.values()))
+    table.add_row("own - every", *map(over_seeds, gap.values()))
     print(table, "A gap whose interval contains 0 shows no difference; the interval is over seeds, not over corpora.")
     (folder / "results.json").write_text(json.dumps(results, indent=2))
 

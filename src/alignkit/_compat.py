@@ -1,5 +1,6 @@
 """The only file that names private things of TRL and transformers. Each has a contract test in `tests/contract`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,7 +10,13 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path
 
-__all__ = ["keep_cpu_4bit_gradients_right", "load_sequence_classifier", "score_in_float32", "seen_as_single_label"]
+__all__ = [
+    "check_process_count",
+    "keep_cpu_4bit_gradients_right",
+    "load_sequence_classifier",
+    "score_in_float32",
+    "seen_as_single_label",
+]
 
 
 @contextmanager
@@ -33,7 +40,7 @@ def seen_as_single_label(config: PretrainedConfig, args: Any) -> Iterator[None]:
 @contextmanager
 def score_in_float32(config: PretrainedConfig) -> Iterator[None]:
     """Make `from_pretrained` load the `score` of this kind of model in float32 whatever the dtype of the rest."""
-    model_class = AutoModelForSequenceClassification._model_mapping[type(config)]
+    model_class: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
     before = model_class._keep_in_fp32_modules_strict
     model_class._keep_in_fp32_modules_strict = {*(before or ()), "score.weight"}
     try:
@@ -58,9 +65,14 @@ def load_sequence_classifier(
     # TRL's context hides the missing `score` of a language model, from the log and from the loading info alike.
     expected_keys_are_missing = nullcontext() if has_score else suppress_seqcls_warning()
     with expected_keys_are_missing, score_in_float32(config):
-        model, info = create_model_from_path(
-            path, AutoModelForSequenceClassification, config=config, output_loading_info=True, **kwargs
+        loaded: Any = create_model_from_path(
+            path,
+            AutoModelForSequenceClassification,  # type: ignore[arg-type]  # typed as an instance, meant as the class
+            config=config,
+            output_loading_info=True,
+            **kwargs,
         )
+    model, info = loaded
     if has_score and "score.weight" in info["missing_keys"]:
         raise ValueError(f"{path} says it is a reward model but holds no score.weight; save it again with its head")
     return model
@@ -69,13 +81,35 @@ def load_sequence_classifier(
 def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    There the first evaluation forward repacks them for a kernel without autograd, and every later training step gets
-    wrong gradients (relative error 0.58 measured with bitsandbytes 0.50.2) and no error.
+    There the first evaluation forward repacks them for a kernel without autograd, and every later training step has
+    wrong gradients and no error.
     """
     if not getattr(model, "is_loaded_in_4bit", False):
         return
-    import bitsandbytes as bnb  # prints a line about optional kernels when it is imported, so only for those who use it
+    import bitsandbytes as bnb  # prints a line about optional kernels at import, so only for those who use it
 
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def check_process_count(args: Any) -> None:
+    """Refuse to train alone on a CPU where several processes were asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process; all that is left of the 2 is a `MASTER_ADDR` with
+    no `WORLD_SIZE`. torchrun without `use_cpu` on a machine without a GPU starts processes that each train alone.
+
+    Raises:
+        ValueError: in both cases, with the command that does start several processes.
+    """
+    if args.device.type != "cpu" or args.world_size > 1:
+        return
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    lost = (
+        "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    )
+    if asked > 1 or lost:
+        raise ValueError(
+            f"{asked if asked > 1 else 'several'} CPU processes were asked for but this one trains alone; start them "
+            "with `torchrun --nproc_per_node N script.py --use_cpu`, or ask for one process (and unset MASTER_ADDR)"
+        )

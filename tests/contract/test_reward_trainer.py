@@ -1,4 +1,4 @@
-"""What alignkit relies on in TRL's RewardTrainer and in transformers. A new release that breaks it fails here first."""
+"""What alignkit relies on in TRL's RewardTrainer and in transformers: a release that breaks it fails here first."""
 
 import inspect
 

@@ -51,12 +51,23 @@ def make_config(tmp_path: Path) -> Callable[..., MultiHeadRewardConfig]:
 @pytest.fixture
 def make_trainer(make_config, tokenizer) -> Callable[..., MultiHeadRewardTrainer]:
     """A trainer of a tiny untrained model; keywords go to the config unless the trainer takes them."""
-    own = {"model", "quantization_config", "eval_dataset", "negatives", "eval_negatives", "peft_config", "processing_class", "callbacks"}
+    own = {
+        "model",
+        "quantization_config",
+        "eval_dataset",
+        "negatives",
+        "eval_negatives",
+        "peft_config",
+        "processing_class",
+        "callbacks",
+    }
 
     def make(head_names: list[str], train_dataset: Any, **settings: Any) -> MultiHeadRewardTrainer:
         arguments = {name: settings.pop(name) for name in own & set(settings)}
         arguments.setdefault("model", tiny_sequence_classifier(head_names, seed=1))
         arguments.setdefault("processing_class", tokenizer)
-        return MultiHeadRewardTrainer(args=make_config(head_names, **settings), train_dataset=train_dataset, **arguments)
+        return MultiHeadRewardTrainer(
+            args=make_config(head_names, **settings), train_dataset=train_dataset, **arguments
+        )
 
     return make

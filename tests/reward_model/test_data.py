@@ -143,7 +143,9 @@ def test_the_common_prefix_is_what_all_texts_begin_with():
 
 
 def test_too_long_is_an_error_by_default_that_names_the_row_the_lengths_and_the_ways_out():
-    message = r"train row 7: a text has 6 tokens, 1 more than max_length=5; raise max_length, or set overflow to 'drop'"
+    message = (
+        r"train row 7: a text has 6 tokens, 1 more than max_length=5; raise max_length, or set overflow to 'drop'"
+    )
     with pytest.raises(ValueError, match=message):
         encoder(max_length=5)(pair("abcd", "x"), 7)
 
@@ -358,3 +360,13 @@ def test_a_stream_reports_every_row_it_read_and_yields_only_those_that_fit():
     encoded = list(EncodedStream(IterableDataset.from_generator(rows), short, on_row=seen.append, then=[{"row": -1}]))
     assert [row["dropped"] for row in seen] == [False, True, False]
     assert [row["row"] for row in encoded] == [0, 2, -1]
+
+
+@pytest.mark.parametrize(("row", "n_read"), [(None, 0), (pair("a", "b" * 99), 1)])
+def test_a_stream_that_gives_no_row_to_train_on_is_refused(row, n_read):
+    def rows():
+        yield from [] if row is None else [row]
+
+    message = rf"train stream gave {n_read} rows, of which none was kept; give it at least one.*max_length=8"
+    with pytest.raises(ValueError, match=message):
+        list(EncodedStream(IterableDataset.from_generator(rows), encoder(max_length=8, overflow="drop")))

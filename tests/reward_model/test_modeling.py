@@ -22,7 +22,12 @@ SMALL = {"vocab_size": 259, "pad_token_id": 256, "eos_token_id": 258, "num_label
 ARCHITECTURES = {
     "llama": None,
     "qwen2": Qwen2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_key_value_heads=2, **SMALL
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        **SMALL,
     ),
     "qwen3": Qwen3Config(
         hidden_size=32,

@@ -195,7 +195,10 @@ def test_a_struct_of_nulls_is_a_column_that_the_row_does_not_use():
         ({**PAIR, "weight": float("inf")}, "weight is inf; it must be a finite number"),
         ({**PAIR, "weight": -0.5}, "weight is -0.5; it must be 0 or more"),
         ({**PAIR, "tie": "yes"}, "column 'tie' is 'yes'; it must be true or false"),
-        ({**ATTRIBUTES, "head_margins": {"tidy": float("nan")}}, r"head_margins\['tidy'\] is nan; it must be a finite"),
+        (
+            {**ATTRIBUTES, "head_margins": {"tidy": float("nan")}},
+            r"head_margins\['tidy'\] is nan; it must be a finite",
+        ),
         ({**ATTRIBUTES, "head_margins": {"tiddy": 1.0}}, "'head_margins' names the head 'tiddy'; use one of"),
         ({**ATTRIBUTES, "head_margins": dict.fromkeys(HEADS)}, "every entry of 'head_margins' is null; give at least"),
         ({**ATTRIBUTES, "head_margins": [1.0, 2.0]}, r"'head_margins' is \[1.0, 2.0\]; it must map each head"),
@@ -208,7 +211,10 @@ def test_a_struct_of_nulls_is_a_column_that_the_row_does_not_use():
         ({**rated(), "ratings": None}, "column 'ratings' is None; it must map each head to a list"),
         ({**rated(tidy=[1.0]), "completions": ["x"]}, r"'completions' is \['x'\]; it must be a list of at least two"),
         ({**rated(tidy=[1.0, 2.0]), "completions": ["x", None]}, "column 'completion' must be a string"),
-        ({**rated(tidy=[1.0, 2.0, 3.0]), "head": "tidy"}, "'head' is 'tidy', but a row with 'completions' does not use"),
+        (
+            {**rated(tidy=[1.0, 2.0, 3.0]), "head": "tidy"},
+            "'head' is 'tidy', but a row with 'completions' does not use",
+        ),
         ({"text": "x", "head": None}, "column 'head' names the head None"),
         ({"text": "x", "head": "tidy", "weight": 2.0}, "'weight' is 2.0, but a row with 'text' does not use it; make"),
         ({"text": "x", "head": "tidy", "prompt": "q"}, "'prompt' is 'q', but a row with 'text' does not use it"),

@@ -162,7 +162,7 @@ def test_a_soft_cap_cannot_be_folded_and_an_unknown_head_is_named(trained):
     model = RewardModel(trainer.model, trainer.processing_class)
     with pytest.raises(ValueError, match="score_softcap"):
         export_scalar(model, {"tidy": 1.0})
-    with pytest.raises(ValueError, match="'wise'.*\\['tidy', 'short'\\]"):
+    with pytest.raises(ValueError, match=r"'wise'.*\['tidy', 'short'\]"):
         export_scalar(model, {"wise": 1.0})
 
 

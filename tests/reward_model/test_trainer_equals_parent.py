@@ -14,13 +14,6 @@ def pairs(margins: bool) -> Dataset:
     return data.add_column("margin", [0.1 * i for i in range(16)]) if margins else data
 
 
-def logged(trainer) -> list[tuple[float, float, float]]:
-    trainer.train()
-    return [
-        (entry["loss"], entry["grad_norm"], entry["margin"]) for entry in trainer.state.log_history if "loss" in entry
-    ]
-
-
 @pytest.fixture
 def train_both(make_trainer, quiet_settings, tmp_path):
     """Both trainers after four steps on the same pairs from the same weights."""

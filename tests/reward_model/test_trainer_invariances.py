@@ -66,9 +66,7 @@ SPLITS = [(8, 1), (4, 2), (1, 8)]
 def test_gradients_are_equal_for_any_split_into_micro_batches(gradients, settings):
     data = mixed_rows()
     whole, *parts = (
-        gradients(
-            HEADS, data, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings
-        )
+        gradients(HEADS, data, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)
         for size, accumulation in SPLITS
     )
     for part in parts:

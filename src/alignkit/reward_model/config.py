@@ -2,16 +2,21 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trl.trainer.reward_config import RewardConfig
 
+Pairing = Literal["all", "positional"]
+Reduction = Literal["comparisons", "active_heads"]
+Regularizer = Literal["log_square", "squared_log_square", "center"]
+Overflow = Literal["raise", "drop", "truncate_prompt"]
+OnConflict = Literal["raise", "drop"]
 CHOICES = {
-    "pairing": ("all", "positional"),
-    "reduction": ("comparisons", "active_heads"),
-    "regularizer": (None, "log_square", "squared_log_square", "center"),
-    "overflow": ("raise", "drop", "truncate_prompt"),
-    "on_conflict": ("raise", "drop"),
+    "pairing": get_args(Pairing),
+    "reduction": get_args(Reduction),
+    "regularizer": (None, *get_args(Regularizer)),
+    "overflow": get_args(Overflow),
+    "on_conflict": get_args(OnConflict),
 }
 
 
@@ -77,21 +82,15 @@ class MultiHeadRewardConfig(RewardConfig):
     negatives_per_tier: int = field(
         default=8, metadata={"help": "Number of negatives of each tier drawn for an optimiser step."}
     )
-    pairing: str = field(
+    pairing: Pairing = field(
         default="all",
-        metadata={
-            "help": "How positives meet negatives: every positive all of the step's, or by position.",
-            "choices": CHOICES["pairing"],
-        },
+        metadata={"help": "How positives meet negatives: every positive all of the step's, or by position."},
     )
-    reduction: str = field(
+    reduction: Reduction = field(
         default="comparisons",
-        metadata={
-            "help": "Weighted mean over the comparisons of the optimiser step, or mean over the heads present.",
-            "choices": CHOICES["reduction"],
-        },
+        metadata={"help": "Weighted mean over the comparisons of the optimiser step, or mean over the heads present."},
     )
-    regularizer: str | None = field(
+    regularizer: Regularizer | None = field(
         default=None,
         metadata={"help": "Penalty on each positive's own score: log_square, squared_log_square or center."},
     )
@@ -101,16 +100,13 @@ class MultiHeadRewardConfig(RewardConfig):
         default=None,
         metadata={"help": "Fixed weight of each head: uniform, inverse_count, or a dict that names every head."},
     )
-    overflow: str = field(
+    overflow: Overflow = field(
         default="raise",
-        metadata={"help": "What to do with a text over max_length.", "choices": CHOICES["overflow"]},
+        metadata={"help": "What to do with a text over max_length."},
     )
-    on_conflict: str = field(
+    on_conflict: OnConflict = field(
         default="raise",
-        metadata={
-            "help": "What to do when a text is a positive and a negative of one head.",
-            "choices": CHOICES["on_conflict"],
-        },
+        metadata={"help": "What to do when a text is a positive and a negative of one head."},
     )
     use_margin_magnitude: bool = field(
         default=False, metadata={"help": "Whether sizes of head_margins and rating differences become margins."}

@@ -28,16 +28,16 @@ ENCODED_FEATURES = Features(
         "dropped": Value("bool"),
     }
 )
-# What reading a stream can raise for reasons that may pass (ConnectionError and TimeoutError are OSErrors, and datasets
-# turns the errors of its HTTP clients into ConnectionError). Anything else is a fault of the data or the code.
+# What reading a stream can raise for reasons that may pass: connection errors and time-outs are OSErrors, and datasets
+# turns the errors of its HTTP clients into ConnectionErrors. Anything else is a fault of the data or the code.
 STREAM_ERRORS = (OSError,)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_kwargs: Any) -> list[int]:
     """Token ids of a text, the same in training and in scoring.
 
-    A string is tokenized with the tokenizer's own special tokens; a doubled BOS (text that already starts with it) is
-    undone, and EOS is appended unless the text ends with it. Chat messages are rendered by the chat template, which
+    A string is tokenized with the tokenizer's own special tokens; where the text has them already, the doubling is
+    undone, and EOS is appended if neither wrote it. Chat messages are rendered by the chat template, which
     alone decides about special tokens, as in TRL. Token ids are returned as they are.
 
     Raises:
@@ -48,8 +48,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
         ids = tokenizer(text)["input_ids"]
         if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
             ids = ids[1:]
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
+        if tokenizer.eos_token_id is not None:
+            if ids[-2:] == [tokenizer.eos_token_id] * 2:
+                ids = ids[:-1]
+            elif ids[-1:] != [tokenizer.eos_token_id]:
+                ids = [*ids, tokenizer.eos_token_id]
         return ids
     if isinstance(text[0], int):
         return text  # type: ignore[return-value]
@@ -212,12 +215,20 @@ class EncodedStream(torch.utils.data.IterableDataset):
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for index, row in enumerate(self._rows()):
-            encoded = self.encoder(row, index)
+        n_read, n_kept = 0, 0
+        for row in self._rows():
+            encoded = self.encoder(row, n_read)
+            n_read += 1
             if self.on_row is not None:
                 self.on_row(encoded)
             if not encoded["dropped"]:
+                n_kept += 1
                 yield encoded
+        if not n_kept and torch.utils.data.get_worker_info() is None:  # one of several workers may have no shard
+            raise ValueError(
+                f"the {self.encoder.split} stream gave {n_read} rows, of which none was kept; give it at least one row "
+                f"whose texts fit in max_length={self.encoder.max_length}"
+            )
         yield from self.then
 
     def _rows(self) -> Iterator[dict[str, Any]]:

@@ -80,7 +80,7 @@ class RewardModel:
         if form == "adapter" and not isinstance(self.model, PeftModel):
             raise ValueError("form='adapter' needs a model with an adapter; this one has none, use form='full'")
         model = merged(self.model) if form == "merged" else self.model
-        model.save_pretrained(path)
+        model.save_pretrained(str(path))
         write_adapter_files(model, path, with_base=form == "full")
         self.tokenizer.save_pretrained(path)
 
@@ -105,7 +105,7 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
     """
     if not isinstance(model, PeftModel):
         return
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
     config.dtype = base.dtype
@@ -182,10 +182,10 @@ class _SharedScores:
 
     model: RewardModel
     batch_size: int
-    texts: list[Text] | None = None
+    texts: list[Any] | None = None
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def __call__(self, prompts: Sequence[Text] | None, completions: Sequence[Text]) -> Tensor:
+    def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any]) -> Tensor:
         texts = list(completions) if prompts is None else [p + c for p, c in zip(prompts, completions, strict=True)]
         if texts != self.texts:
             self.scores, self.texts = self.model.score(texts, self.batch_size), texts
@@ -198,9 +198,8 @@ def reward_functions(model: RewardModel, batch_size: int = 16) -> list[RewardFun
     Each has the signature `f(prompts, completions, **columns) -> list[float]` and takes strings or chat messages.
     """
     shared = _SharedScores(model, batch_size)
-    return [
-        _reward_function(name, shared, row) for name, row in zip(model.head_names, torch.eye(len(model.head_names)))
-    ]
+    one_hot = torch.eye(len(model.head_names))
+    return [_reward_function(name, shared, row) for name, row in zip(model.head_names, one_hot, strict=True)]
 
 
 def combine(model: RewardModel, weights: Mapping[str, float], batch_size: int = 16) -> RewardFunction:
@@ -209,7 +208,7 @@ def combine(model: RewardModel, weights: Mapping[str, float], batch_size: int = 
 
 
 def _reward_function(name: str, shared: _SharedScores, row: Tensor) -> RewardFunction:
-    def reward(prompts: Sequence[Text] | None = None, completions: Sequence[Text] = (), **_: Any) -> list[float]:
+    def reward(prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **_: Any) -> list[float]:
         return (shared(prompts, completions) @ row).tolist()
 
     reward.__name__ = name

@@ -46,7 +46,7 @@ def load_for_training(
     tokenizer: PreTrainedTokenizerBase | None,
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer named by `path`. Heads of a reward-model checkpoint are kept, else drawn from `args.seed`.
+    """The model and tokenizer named by `path`, with the checkpoint's heads, or else heads drawn from `args.seed`.
 
     Raises:
         ValueError: names that do not fit the checkpoint's, or a checkpoint that claims heads it does not hold.
@@ -87,10 +87,10 @@ def take_in_model(model: PreTrainedModel | PeftModel, args: Any, peft_config: Pe
     adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
     if adapter is not None and adapter.task_type != TaskType.SEQ_CLS:
         raise ValueError(
-            f"the adapter's task_type is {adapter.task_type!r}; a reward model needs task_type='SEQ_CLS', which trains "
-            "and saves `score` with the adapter"
+            f"the adapter's task_type is {adapter.task_type!r}; a reward model needs task_type='SEQ_CLS', which "
+            "trains and saves `score` with the adapter"
         )
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     names = adopt_head_names(base.config, args.head_names, type(base).__name__)
     kept_softcap = settings_of(base.config).get("score_softcap")
     add_reward_forward(base, score_softcap=kept_softcap if args.score_softcap is None else args.score_softcap)
@@ -119,10 +119,11 @@ def load_folder(
     model = load_backbone(source, config, has_score=not is_adapter, dtype=dtype, **kwargs)
     keep_cpu_4bit_gradients_right(model)
     add_reward_forward(model, score_softcap=settings.get("score_softcap"))
-    if is_adapter:
-        model = PeftModel.from_pretrained(model, path)
-        restore_adapter_dtypes(model, path)
-    return model.eval()
+    if not is_adapter:
+        return model.eval()
+    adapted = PeftModel.from_pretrained(model, path)
+    restore_adapter_dtypes(adapted, path)
+    return adapted.eval()
 
 
 def restore_adapter_dtypes(model: PeftModel, path: str) -> None:

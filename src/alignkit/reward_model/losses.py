@@ -8,6 +8,7 @@ Differences from the system this replaces (SQCU/dialogue_yoinker, `scripts/train
 3. The regulariser reads a positive's own head only. Theirs once read every column.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -179,6 +180,42 @@ def reward_objective(
     if center_coefficient is not None:
         loss = loss + center_coefficient * center_penalty(scores, comparisons, total_weight=total_weight)
     return replace(output, loss=loss)
+
+
+def positive_weights(keys: Tensor, all_keys: Tensor) -> Tensor:
+    """Weights `(n,)` that make `Σ weights · values` the mean over the distinct positives of a whole step.
+
+    A positive that occurs m times among the step's keys gets 1 / (m · number of distinct keys) each time.
+
+    Args:
+        keys (`Tensor`, `(n,)` int64): one key per positive of a micro-batch, equal for equal (text, head).
+        all_keys (`Tensor`, `(N,)` int64): the keys of every micro-batch and rank of the step.
+    """
+    distinct, counts = all_keys.unique(return_counts=True)
+    return 1.0 / (counts[torch.searchsorted(distinct, keys)] * len(distinct))
+
+
+def head_weight_vector(
+    setting: str | Mapping[str, float] | None, head_names: Sequence[str], counts: Mapping[str, float]
+) -> Tensor | None:
+    """Weights `(K,)` of the heads from the setting `head_weights`; None when all are 1.
+
+    `"inverse_count"` is N / (K · n_h), n_h the head's comparisons and N = Σ n_h: every head counts alike, and the mean
+    weight over the data is 1.
+
+    Raises:
+        ValueError: a dict that does not name exactly the heads, or a head of unknown count.
+    """
+    if setting is None or setting == "uniform":
+        return None
+    if isinstance(setting, Mapping):
+        if {*setting} != {*head_names}:
+            raise ValueError(f"head_weights names {sorted(setting)}; it must name exactly the heads {[*head_names]}")
+        return torch.tensor([float(setting[name]) for name in head_names])
+    n_h = torch.tensor([float(counts[name]) for name in head_names])
+    if not n_h.all():
+        raise ValueError("head_weights='inverse_count' needs counts, which a stream does not have; give a dict")
+    return n_h.sum() / (len(n_h) * n_h)
 
 
 def _full_precision(scores: Tensor) -> Tensor:

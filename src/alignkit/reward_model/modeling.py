@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
@@ -28,11 +29,13 @@ def head_names(model: PreTrainedModel) -> list[str]:
 
 
 def list_head_names(config: PretrainedConfig) -> list[str]:
-    return [config.id2label[index] for index in range(config.num_labels)]
+    id2label: dict[int, str] = config.id2label  # type: ignore[assignment]  # its keys are made integers on loading
+    return [id2label[index] for index in range(len(id2label))]
 
 
 def has_default_names(config: PretrainedConfig) -> bool:
-    return list_head_names(config) == [f"LABEL_{index}" for index in range(config.num_labels)]
+    names = list_head_names(config)
+    return names == [f"LABEL_{index}" for index in range(len(names))]
 
 
 def name_heads(config: PretrainedConfig, names: Sequence[str]) -> None:
@@ -69,13 +72,13 @@ def settings_of(config: PretrainedConfig) -> dict[str, Any]:
     return dict(getattr(config, CONFIG_KEY, None) or {})
 
 
-def find_score(model: PreTrainedModel) -> nn.Module:
+def find_score(model: PreTrainedModel) -> Any:
     """The `score` module, which must be one linear map without a bias.
 
     Raises:
         ValueError: a model without it, such as an encoder with a `classifier`.
     """
-    score = getattr(model, "score", None)
+    score: Any = getattr(model, "score", None)
     linear = getattr(score, "original_module", score)  # PEFT wraps a module it saves
     if not isinstance(linear, nn.Linear) or linear.bias is not None:
         raise ValueError(
@@ -87,7 +90,7 @@ def find_score(model: PreTrainedModel) -> nn.Module:
 
 @torch.no_grad()
 def initialize_score(model: PreTrainedModel, seed: int) -> None:
-    """Draw `score` from N(0, 1/(H+1)) with a generator of its own: scores of unit size, the same for any backbone load.
+    """Draw `score` from N(0, 1/(H+1)) with a generator of its own: scores of unit size, from the seed alone.
 
     Source: Stiennon et al. (2020), arXiv 2009.01325, appendix B.1.
     """
@@ -97,7 +100,7 @@ def initialize_score(model: PreTrainedModel, seed: int) -> None:
 
 
 def upcast_score(model: nn.Module) -> None:
-    """Make every copy of `score` float32, in place: in bfloat16 it would hardly move at reward-model learning rates."""
+    """Make every copy of `score` float32, in place: in bfloat16 it hardly moves at the learning rates in use."""
     for name, parameter in model.named_parameters():
         if "score" in name.split(".") and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -106,9 +109,9 @@ def upcast_score(model: nn.Module) -> None:
 def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = None) -> None:
     """Replace `model.forward` by one that pools by mask and scores in float32. Doing it twice changes nothing.
 
-    `model(input_ids, attention_mask).logits` is then `(M, K)` float32: `score` of the hidden state at the last position
-    whose mask is 1, outside autocast, c·tanh(score / c) with a soft cap. With `encode_batch_size=m` the texts are encoded
-    m at a time and their activations recomputed in the backward pass, chunk by chunk.
+    `model(input_ids, attention_mask).logits` is then `(M, K)` float32: `score` of the hidden state at the last
+    position whose mask is 1, outside autocast, c·tanh(score / c) with a soft cap. With `encode_batch_size=m` the texts
+    are encoded m at a time and their activations recomputed in the backward pass, chunk by chunk.
     """
     find_score(model)
     setattr(model.config, CONFIG_KEY, {**settings_of(model.config), "score_softcap": score_softcap})
@@ -133,7 +136,7 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
 
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Scores of every head at every token, `(M, T, K)` float32, in one forward. Padding positions hold no meaning."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     outputs = _run_backbone(base, input_ids, attention_mask, None, use_cache=False)
     return _apply_score(base, outputs.last_hidden_state)
 
@@ -158,9 +161,7 @@ def _score_last_tokens(model, input_ids, attention_mask, position_ids, **kwargs)
     )
 
 
-def _score_in_chunks(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, encode_batch_size: int, **kwargs: Any
-) -> Tensor:
+def _score_in_chunks(model, input_ids: Tensor, attention_mask: Tensor, encode_batch_size: int, **kwargs) -> Tensor:
     """Scores `(M, K)`, `encode_batch_size` texts of similar length at a time, each chunk cut to its longest text.
 
     In the backward pass autograd runs the chunks one after another, last first, and `checkpoint` recomputes each when
@@ -168,7 +169,7 @@ def _score_in_chunks(
     (Gao et al. 2021, arXiv 2101.06983) inside one forward of the wrapped model, which DDP and FSDP2 need.
     """
 
-    def score_chunk(ids: Tensor, mask: Tensor) -> Tensor:
+    def score_chunk(ids, mask):
         return _score_last_tokens(model, ids, mask, None, **kwargs).logits
 
     ends = (last_positions(attention_mask) + 1).cpu()

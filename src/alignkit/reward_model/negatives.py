@@ -52,7 +52,8 @@ class NegativePool:
         """
         if len(dataset) == 0:
             raise ValueError(f"the {encoder.split} dataset is empty; give it at least one row")
-        rows, input_ids, tiers, heads, dropped = [], [], [], [], {}
+        rows, input_ids, tiers, heads = [], [], [], []
+        dropped: dict[str, int] = {}
         for index, row in enumerate(dataset):
             try:
                 text, tier, row_heads = parse_negative(row, encoder.head_names)
@@ -79,7 +80,8 @@ class NegativePool:
             positives (iterable of `(text key, head)`): the positives of the dataset.
             on_conflict (`str`): `"raise"` names the first conflict, `"drop"` drops and counts them.
         """
-        heads, conflicts = self.heads.clone(), {}
+        heads = self.heads.clone()
+        conflicts: dict[str, int] = {}
         rows_of: dict[int, list[int]] = {}
         for row, key in enumerate(self.keys):
             rows_of.setdefault(key, []).append(row)

@@ -1,7 +1,7 @@
 """From the user's datasets to encoded ones: rows, negatives, the checks between them, and the report of it all."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
@@ -20,8 +20,8 @@ class DataSettings:
     """What preparing data depends on; the fields are those of [`MultiHeadRewardConfig`]."""
 
     max_length: int | None
-    overflow: str
-    on_conflict: str
+    overflow: Literal["raise", "drop", "truncate_prompt"]
+    on_conflict: Literal["raise", "drop"]
     use_margin_magnitude: bool
     tier_weights: dict[str, float]
     dataset_num_proc: int | None

@@ -28,7 +28,7 @@ from alignkit.reward_model.metrics import EvaluationReport
 from alignkit.reward_model.trainer import MultiHeadRewardTrainer
 from alignkit.tasks import toy
 
-DEFAULT_STEPS = 100
+DEFAULT_STEPS = 60
 LEAST_AUROC = 0.9
 TOLERANCE = 1e-5
 TIERS = ("soft", "semi_firm", "furthest")

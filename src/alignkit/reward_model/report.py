@@ -9,7 +9,7 @@ COUNTED_PER_HEAD = ("comparisons", "positives", "dropped", "trimmed")
 
 
 def new_report(head_names: list[str]) -> dict[str, Any]:
-    """An empty report of a split: `rows`, and per head the counts of `COUNTED_PER_HEAD`. Plain data, ready for JSON."""
+    """An empty report of a split: `rows`, and per head the counts of `COUNTED_PER_HEAD`; plain data for JSON."""
     return {"rows": 0, **{name: dict.fromkeys(head_names, 0) for name in COUNTED_PER_HEAD}}
 
 
@@ -17,9 +17,9 @@ def count_row(report: dict[str, Any], row: Mapping[str, Any], head_names: list[s
     """Count an encoded row. A pair or a tie is one comparison; a dropped or trimmed row counts once for each head."""
     report["rows"] += 1
     heads = {*row["head"], *row["member_head"]}
-    outcome = "dropped" if row["dropped"] else "trimmed" if row["trimmed_tokens"] else None
-    for head in heads if outcome else ():
-        report[outcome][head_names[head]] += 1
+    for head in heads:
+        report["dropped"][head_names[head]] += int(row["dropped"])
+        report["trimmed"][head_names[head]] += int(row["trimmed_tokens"] > 0)
     if row["dropped"]:
         return
     for head, unit in zip(row["head"], row["unit"], strict=True):

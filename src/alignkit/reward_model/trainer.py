@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignkit._compat import keep_cpu_4bit_gradients_right, seen_as_single_label
+from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, seen_as_single_label
 from alignkit.metrics import MetricSums
 from alignkit.reward_model.batching import ComparisonCollator
 from alignkit.reward_model.card import reward_model_card
@@ -30,7 +30,7 @@ from alignkit.reward_model.data import ENCODED_FEATURES
 from alignkit.reward_model.evaluation import EvaluationRecord
 from alignkit.reward_model.export import write_adapter_files
 from alignkit.reward_model.loading import load_for_training, take_in_model
-from alignkit.reward_model.losses import LossOutput, reward_objective
+from alignkit.reward_model.losses import LossOutput, head_weight_vector, positive_weights, reward_objective
 from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
 from alignkit.reward_model.modeling import upcast_score
 from alignkit.reward_model.preparation import DataPreparation, DataSettings
@@ -57,9 +57,9 @@ class MultiHeadRewardTrainer(RewardTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Name or path of any causal language model or reward model, or a `*ForSequenceClassification` with one row of
-            `score` per head, or such a model under PEFT. Heads that a checkpoint already has are kept, else `score`
-            is drawn from N(0, 1/(H+1)) with `args.seed`.
+            Name or path of any causal language model or reward model, or a `*ForSequenceClassification` with one row
+            of `score` per head, or such a model under PEFT. Heads that a checkpoint already has are kept, else
+            `score` is drawn from N(0, 1/(H+1)) with `args.seed`.
         args ([`MultiHeadRewardConfig`], *optional*):
             Configuration.
         data_collator (*optional*):
@@ -89,6 +89,10 @@ class MultiHeadRewardTrainer(RewardTrainer):
     _tag_names = ["trl", "alignkit", "multi-head-reward-trainer"]
     _name = "multi-head reward modelling"
 
+    args: MultiHeadRewardConfig
+    model: Any  # a PreTrainedModel or a PeftModel, which share no typed interface
+    processing_class: Any  # a tokenizer
+
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -105,12 +109,14 @@ class MultiHeadRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultiHeadRewardConfig(f"{name.split('/')[-1]}-MultiHeadReward")
+        check_process_count(args)
         if isinstance(model, str):
             model, processing_class = load_for_training(
                 model, args, processing_class, quantization_config=kwargs.pop("quantization_config", None)
             )
         self.head_names = take_in_model(model, args, kwargs.get("peft_config"))
         self.evaluation_report: EvaluationReport | None = None
+        self._tier_weights: dict[str, float] = dict(args.tier_weights)  # type: ignore[arg-type]  # a dict once checked
         self._data = DataPreparation(self.head_names, negatives, eval_negatives)
         self._record: EvaluationRecord | None = None
         self._sums = MetricSums()
@@ -127,10 +133,14 @@ class MultiHeadRewardTrainer(RewardTrainer):
         upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
         keep_cpu_4bit_gradients_right(self.model)
         if data_collator is None:
-            self.data_collator = ComparisonCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
+            # The parent has made a number of "auto".
+            multiple: int | None = args.pad_to_multiple_of  # type: ignore[assignment]
+            self.data_collator = ComparisonCollator(self.processing_class.pad_token_id, multiple)
         # Under "comparisons" the loss is already that of the whole step; under "active_heads" it is per micro-batch.
         self.loss_is_scaled_for_ga = args.reduction == "comparisons"
-        self._head_weights = self._resolve_head_weights()
+        report = self.data_report["train"]
+        counts = {name: report["comparisons"][name] + report["positives"][name] for name in self.head_names}
+        self._head_weights = head_weight_vector(args.head_weights, self.head_names, counts)
 
     @property
     def data_report(self) -> dict[str, dict[str, Any]]:
@@ -146,13 +156,13 @@ class MultiHeadRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = list(ENCODED_FEATURES)
+            self._signature_columns: list[str] = list(ENCODED_FEATURES)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of a step, joined by the step's negatives, and the step's weight over all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches: list[dict[str, Any]] = super().get_batch_samples(epoch_iterator, num_batches, device)[0]
         if not batches:
             return batches, None
         args = self.args
@@ -161,7 +171,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
             batches = [
                 step_negatives.join(
                     batch,
-                    tier_weights=args.tier_weights,
+                    tier_weights=self._tier_weights,
                     pairing=args.pairing,
                     on_conflict=args.on_conflict,
                     pad_token_id=self.processing_class.pad_token_id,
@@ -178,17 +188,15 @@ class MultiHeadRewardTrainer(RewardTrainer):
         return batches, total_weight
 
     def _weigh_positives(self, batches: list[dict[str, Any]]) -> None:
-        """Give each positive 1 / (its occurrences · distinct positives), counted over the whole step and all ranks."""
-        keys = [b["text_key"][b["positive"]] * HEAD_KEY_FACTOR + b["positive_head"] for b in batches]
-        everywhere = torch.cat(keys)
+        """Make every distinct (text, head) positive of the step, over all ranks, count once in the regularizer."""
+        keys = [batch["text_key"][batch["positive"]] * HEAD_KEY_FACTOR + batch["positive_head"] for batch in batches]
+        all_keys = torch.cat(keys)
         if self.accelerator.num_processes > 1:
-            sizes = self.accelerator.gather(torch.tensor([len(everywhere)], device=everywhere.device)).tolist()
-            padded = torch.nn.functional.pad(everywhere, (0, max(sizes) - len(everywhere)))
-            rows = self.accelerator.gather(padded[None])
-            everywhere = torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
-        distinct, counts = everywhere.unique(return_counts=True)
+            sizes = self.accelerator.gather(torch.tensor([len(all_keys)], device=all_keys.device)).tolist()
+            rows = self.accelerator.gather(torch.nn.functional.pad(all_keys, (0, max(sizes) - len(all_keys)))[None])
+            all_keys = torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
         for batch, key in zip(batches, keys, strict=True):
-            batch["positive_weight"] = 1.0 / (counts[torch.searchsorted(distinct, key)] * len(distinct))
+            batch["positive_weight"] = positive_weights(key, all_keys)
 
     # ---- Loss ----
 
@@ -226,22 +234,6 @@ class MultiHeadRewardTrainer(RewardTrainer):
             center_coefficient=self.args.center_rewards_coefficient,
             **step,
         )
-
-    def _resolve_head_weights(self) -> Tensor | None:
-        weights = self.args.head_weights
-        if weights is None or weights == "uniform":
-            return None
-        if weights == "inverse_count":
-            report = self.data_report["train"]
-            counts = [float(report["comparisons"][name] + report["positives"][name]) for name in self.head_names]
-            if not all(counts):
-                raise ValueError(
-                    "head_weights='inverse_count' needs counts, which a stream does not have; give a dict"
-                )
-            return torch.tensor([sum(counts) / (len(counts) * count) for count in counts])
-        if set(weights) != set(self.head_names):
-            raise ValueError(f"head_weights names {sorted(weights)}; it must name exactly the heads {self.head_names}")
-        return torch.tensor([float(weights[name]) for name in self.head_names])
 
     # ---- Metrics ----
 
@@ -289,9 +281,8 @@ class MultiHeadRewardTrainer(RewardTrainer):
         self._record = EvaluationRecord()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         record, self._record = self._record, None
-        tier_weights = self.args.tier_weights
-        evaluation = record.assemble(self._data.eval_negatives, tier_weights=tier_weights)
-        comparisons, tier_names = evaluation.comparisons, [*tier_weights, None]  # -1, no tier, reads the last
+        evaluation = record.assemble(self._data.eval_negatives, tier_weights=self._tier_weights)
+        comparisons, tier_names = evaluation.comparisons, [*self._tier_weights, None]  # -1, no tier, reads the last
         self.evaluation_report = evaluation_report(
             evaluation.scores,
             comparisons.winner,
@@ -302,9 +293,9 @@ class MultiHeadRewardTrainer(RewardTrainer):
             lengths=evaluation.lengths,
             tiers=[tier_names[tier] for tier in comparisons.tier.tolist()],
         )
-        output.metrics[f"{metric_key_prefix}_loss"] = self._objective(evaluation.scores, vars(evaluation)).loss.item()
-        output.metrics.update(self.evaluation_report.flat(metric_key_prefix))
-        return output
+        loss = self._objective(evaluation.scores, vars(evaluation)).loss.item()
+        metrics = {**(output.metrics or {}), f"{metric_key_prefix}_loss": loss}
+        return output._replace(metrics=metrics | self.evaluation_report.flat(metric_key_prefix))
 
     # ---- Saving ----
 
@@ -312,15 +303,15 @@ class MultiHeadRewardTrainer(RewardTrainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            write_adapter_files(model, output_dir or self.args.output_dir, with_base=False)
+            write_adapter_files(model, str(output_dir or self.args.output_dir), with_base=False)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):  # type: ignore[override]  # TRL's
         if not self.is_world_process_zero():
             return
-        args, source = self.args, self.model.config._name_or_path
+        args, output_dir, source = self.args, str(self.args.output_dir), self.model.config._name_or_path
         card = reward_model_card(
-            path=args.hub_model_id or args.output_dir,
-            model_name=model_name or Path(args.output_dir).name,
+            path=args.hub_model_id or output_dir,
+            model_name=model_name or Path(output_dir).name,
             base_model=source if source and not Path(source).is_dir() else None,
             dataset_name=dataset_name,
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or ())],
@@ -330,4 +321,4 @@ class MultiHeadRewardTrainer(RewardTrainer):
             step=self.state.global_step,
             args=args,
         )
-        card.save(Path(args.output_dir) / "README.md")
+        card.save(Path(output_dir) / "README.md")
