@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, Trainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -15,6 +16,7 @@ from alignkit._compat import (
     score_in_float32,
     seen_as_single_label,
 )
+from alignkit.reward_model import Comparisons
 from alignkit.tasks.toy import byte_tokenizer, preference_pairs, tiny_causal_lm, tiny_sequence_classifier
 
 HEADS = ["tidy", "short"]
@@ -142,3 +144,9 @@ def test_an_evaluation_forward_does_not_change_the_gradients_of_a_4bit_model(cau
         model.eval()(inputs_embeds=embeddings)
     torch.testing.assert_close(gradient(), before)
     assert before.abs().max() > 0
+
+
+def test_accelerate_moves_the_comparisons_of_a_batch_with_it():
+    comparisons = Comparisons(*(torch.zeros(3, dtype=torch.long) for _ in range(3)))
+    moved = send_to_device({"comparisons": comparisons, "input_ids": torch.zeros(1)}, "meta")
+    assert moved["comparisons"].winner.device.type == moved["comparisons"].weight.device.type == "meta"

@@ -95,8 +95,9 @@ def test_a_column_of_the_wrong_type(refused, column, values, message):
 
 
 def test_rows_that_are_no_dataset(refused):
-    message = r"train_dataset is a list; make it a datasets\.Dataset, for example by Dataset\.from_list\(rows\)"
-    refused(message, data=[pair("tidy"), pair("short")])
+    rows = [pair("tidy"), pair("short")]
+    refused("`train_dataset` must be a `Dataset` or `IterableDataset`, got `list`", error=TypeError, data=rows)
+    refused("eval is a list; make it a datasets.Dataset or IterableDataset", error=TypeError, eval_dataset=rows)
 
 
 def test_an_empty_dataset(refused):
@@ -104,16 +105,13 @@ def test_an_empty_dataset(refused):
 
 
 def test_an_empty_stream(make_trainer):
-    def rows():
-        yield from ()
-
-    trainer = make_trainer(HEADS, IterableDataset.from_generator(rows), max_steps=1)
+    trainer = make_trainer(HEADS, stream_of(), max_steps=1)
     with pytest.raises(ValueError, match="the train stream gave 0 rows, of which none was kept; give it at least one"):
         trainer.train()
 
 
 def test_a_dataset_of_which_nothing_fits(refused):
-    patterns = ("train: all 2 rows were dropped", "longer than max_length=4", "raise it")
+    patterns = ("train: all 2 rows were dropped", "longer than max_length=4", "raise max_length")
     refused(*patterns, overflow="drop", max_length=4)
 
 
@@ -180,25 +178,64 @@ def test_a_tier_weight_that_is_no_weight(make_config, weight):
 
 def test_negatives_missing_for_an_active_tier(refused):
     refused(
-        "negatives: tier 'furthest' has weight 0.5 but no text",
+        r"negatives: tier 'furthest' has weight 0.5 but no text \(0 dropped for their length\)",
         "add texts of that tier, or leave it out of tier_weights",
         data=Dataset.from_list(POSITIVES),
         negatives=negatives("soft", "semi_firm"),
     )
 
 
+def stream_of(*rows: dict[str, Any]) -> IterableDataset:
+    def generate():
+        yield from rows
+
+    return IterableDataset.from_generator(generate)
+
+
+NO_NEGATIVES = r"of the form \(text, head\), for head 'tidy'; such rows need the trainer argument `negatives`"
+
+
 def test_positives_of_a_corpus_without_any_negatives(refused):
-    message = r"train has rows of the form \(text, head\), which need the trainer argument `negatives`"
-    refused(message, data=Dataset.from_list(POSITIVES))
+    refused("train has a row that is " + NO_NEGATIVES, data=Dataset.from_list(POSITIVES))
 
 
 def test_positives_of_a_streamed_corpus_without_any_negatives(make_trainer):
-    def rows():
-        yield from POSITIVES
-
-    trainer = make_trainer(HEADS, IterableDataset.from_generator(rows), max_steps=1)
-    with pytest.raises(ValueError, match=r"train row 0: .*\(text, head\).*need the trainer argument `negatives`"):
+    trainer = make_trainer(HEADS, stream_of(*POSITIVES), max_steps=1)
+    with pytest.raises(ValueError, match="train row 0 is " + NO_NEGATIVES):
         trainer.train()
+
+
+FOR_TIDY = [{"text": "prose", "tier": "soft", "heads": ["tidy"]}]
+NO_NEGATIVE_FOR_SHORT = "is a positive of head 'short', against which no negative may be used.*add 'short' to the 'heads' of some negatives"
+
+
+def test_a_head_whose_positives_no_negative_may_be_used_against(refused):
+    settings = {"negatives": Dataset.from_list(FOR_TIDY), "tier_weights": {"soft": 1.0}}
+    refused("train has a row that " + NO_NEGATIVE_FOR_SHORT, data=Dataset.from_list(POSITIVES), **settings)
+
+
+def test_a_head_that_loses_its_only_negative_to_a_conflict(refused):
+    rows = [*FOR_TIDY, {"text": "a note", "tier": "soft", "heads": ["short"]}]
+    settings = {"negatives": Dataset.from_list(rows), "tier_weights": {"soft": 1.0}, "on_conflict": "drop"}
+    refused("train has a row that " + NO_NEGATIVE_FOR_SHORT, data=Dataset.from_list(POSITIVES), **settings)
+
+
+def test_a_streamed_head_whose_positives_no_negative_may_be_used_against(make_trainer):
+    settings = {"negatives": Dataset.from_list(FOR_TIDY), "tier_weights": {"soft": 1.0}, "max_steps": 1}
+    trainer = make_trainer(HEADS, stream_of(*POSITIVES), **settings)
+    with pytest.raises(ValueError, match="train row 1 " + NO_NEGATIVE_FOR_SHORT):
+        trainer.train()
+
+
+def test_negatives_that_are_no_dataset(refused):
+    for value, name in ((FOR_TIDY, "list"), (stream_of(*FOR_TIDY), "IterableDataset")):
+        refused(
+            f"negatives is a {name}; its rows are drawn by number",
+            r"make it a datasets.Dataset, for example by Dataset.from_list\(rows\)",
+            error=TypeError,
+            data=Dataset.from_list(POSITIVES),
+            negatives=value,
+        )
 
 
 def test_negatives_without_any_positives_of_a_corpus(refused):

@@ -370,3 +370,18 @@ def test_a_stream_that_gives_no_row_to_train_on_is_refused(row, n_read):
     message = rf"train stream gave {n_read} rows, of which none was kept; give it at least one.*max_length=8"
     with pytest.raises(ValueError, match=message):
         list(EncodedStream(IterableDataset.from_generator(rows), encoder(max_length=8, overflow="drop")))
+
+
+def test_rows_lost_from_a_stream_are_counted_over_its_first_pass_and_logged(library_log):
+    def rows():
+        for index in range(6):
+            yield pair("a", "b" * (99 if index % 2 else 1))
+
+    preparation = DataPreparation(["tidy"])
+    stream = preparation.prepare(IterableDataset.from_generator(rows), byte_tokenizer(), settings(), "train")
+    for _ in range(3):
+        assert len(list(stream)) == 3
+    assert preparation.report["train"]["rows"] == 6
+    assert preparation.report["train"]["dropped"] == {"tidy": 3}
+    assert "train: 2 rows so far; dropped: tidy 1" in library_log.text
+    assert "train: 4 rows so far; dropped: tidy 2" in library_log.text

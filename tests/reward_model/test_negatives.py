@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,6 +218,48 @@ def test_an_evaluation_uses_the_training_negatives_or_its_own_and_scores_their_t
         texts = [TOKENIZER.decode(row["input_ids"][0], skip_special_tokens=True) for row in encoded]
         assert texts == ["ode", "essay", *expected]
         assert encoded["row"] == [0, 1, *[-1] * len(expected)]
+
+
+def test_a_streams_conflicts_are_found_when_they_are_read_counted_once_and_the_text_is_drawn_no_more(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("alignkit"), "propagate", True)
+    rows = [*POSITIVES, {"text": "list", "head": "prose"}]
+
+    def generate():
+        yield from rows
+
+    preparation = DataPreparation(HEADS, Dataset.from_list(NEGATIVES))
+    stream = preparation.prepare(IterableDataset.from_generator(generate), TOKENIZER, data_settings(), "train")
+    for _ in range(2):
+        assert [row["row"] for row in stream] == [0, 1, 2]
+        report = preparation.report["train"]
+        assert report["rows"] == 3
+        assert report["positives"] == {"verse": 1, "prose": 2}
+        assert report["negatives_in_conflict"] == {"soft": 2}
+    assert preparation.negatives.heads.tolist() == [[True, False], [False, True], [True, True]]
+    assert "train: 1 rows so far; negatives dropped: far 1; negatives in conflict: soft 1" in caplog.text
+    refusing = DataPreparation(HEADS, Dataset.from_list(NEGATIVES))
+    settings = data_settings(on_conflict="raise")
+    stream = refusing.prepare(IterableDataset.from_generator(generate), TOKENIZER, settings, "train")
+    with pytest.raises(ValueError, match=r"negatives row 1 \(tier 'soft'\) is also a positive of head 'verse'"):
+        list(stream)
+
+
+def test_an_evaluation_stream_scores_its_negatives_after_its_own_rows():
+    def generate():
+        yield from POSITIVES
+
+    preparation = DataPreparation(HEADS, Dataset.from_list(NEGATIVES))
+    stream = preparation.prepare(IterableDataset.from_generator(generate), TOKENIZER, data_settings(), "eval")
+    assert [row["row"] for row in stream] == [0, 1, -1, -1, -1]
+    assert preparation.report["eval"]["negatives_in_conflict"] == {"soft": 1}
+
+
+def test_the_heads_a_pool_meets_are_those_of_texts_in_tiers_that_weigh_something():
+    pool = pool_of(negative("a", heads=["verse"]), negative("b", "far"))
+    assert pool.heads_met({"soft": 1.0, "far": 0.0}) == {"verse"}
+    assert pool.heads_met({"soft": 1.0, "far": 0.1}) == {"verse", "prose"}
 
 
 # ---- Joining ----

@@ -38,3 +38,10 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, data):
     weights = [load_file(tmp_path / ranks / "final" / "model.safetensors") for ranks in ("1", "2")]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=1e-6)
+
+
+def test_a_model_sharded_by_fsdp2_has_the_scores_and_gradients_of_the_whole_one():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, str(RUN.with_name("run_fsdp.py"))], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal") == 2

@@ -92,7 +92,7 @@ def tiered_comparisons(
     *,
     tier_weights: Mapping[str, float],
     pairing: Literal["all", "positional"],
-    negative_heads: Tensor | None = None,
+    negative_heads: Tensor | Sequence[Sequence[int] | None] | None = None,
 ) -> Comparisons:
     r"""Comparisons of positives against tiers of negatives. Rows: the positives first, then the negatives.
 
@@ -106,13 +106,14 @@ def tiered_comparisons(
         negative_tiers (`Sequence[str]`): tier of each negative, length n_neg.
         tier_weights (`Mapping[str, float]`): weight of each tier; a tier of weight 0 makes no comparison.
         pairing (`"all"` or `"positional"`): see above.
-        negative_heads (`Tensor`, `(n_neg, K)` bool, *optional*): which heads a negative may be used against, default
-            all of them.
+        negative_heads (*optional*): which heads each negative may be used against, as a `(n_neg, K)` bool mask or as
+            n_neg lists of heads, None meaning all; default all for all.
 
     Raises:
         ValueError: a tier without weight, a weight that is negative or not finite, or an unknown pairing.
     """
     _check_tiers(negative_tiers, tier_weights, pairing, negative_heads)
+    positive_heads = torch.as_tensor(positive_heads, dtype=torch.long)
     n_positives, n_negatives = len(positive_heads), len(negative_tiers)
     device = positive_heads.device
     names = list(tier_weights)
@@ -120,8 +121,11 @@ def tiered_comparisons(
     weights = torch.tensor([float(tier_weights[name]) for name in names], device=device)
     if negative_heads is None:
         meets = torch.ones(n_positives, n_negatives, dtype=torch.bool, device=device)
-    else:
+    elif isinstance(negative_heads, Tensor):
         meets = negative_heads.to(device).bool().T[positive_heads]  # (n_pos, n_neg)
+    else:
+        rows = [[heads is None or head in heads for heads in negative_heads] for head in positive_heads.tolist()]
+        meets = torch.tensor(rows, dtype=torch.bool, device=device).reshape(n_positives, n_negatives)
     if n_positives and n_negatives:
         meets = meets & (weights[tier] > 0)
     if pairing == "positional":

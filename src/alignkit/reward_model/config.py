@@ -163,6 +163,8 @@ class MultiHeadRewardConfig(RewardConfig):
 
 def check_head_names(names: list[str]) -> None:
     """Raise a `ValueError` unless `names` are distinct, non-empty strings that can stand in a metric's key."""
+    if isinstance(names, str):
+        raise ValueError(f"head_names is {names!r}; make it a list, [{names!r}]")
     if not names:
         raise ValueError("head_names is empty; name at least one head")
     for name in names:

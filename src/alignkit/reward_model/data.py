@@ -55,9 +55,10 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
                 ids = [*ids, tokenizer.eos_token_id]
         return ids
     if isinstance(text[0], int):
-        return text  # type: ignore[return-value]
+        return text
     check_chat_template(tokenizer, chat_template_kwargs.get("chat_template"), chat_template_kwargs.get("tools"))
-    return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)["input_ids"]
+    encoding: Any = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)
+    return encoding["input_ids"]
 
 
 def check_chat_template(
@@ -226,8 +227,8 @@ class EncodedStream(torch.utils.data.IterableDataset):
                 yield encoded
         if not n_kept and torch.utils.data.get_worker_info() is None:  # one of several workers may have no shard
             raise ValueError(
-                f"the {self.encoder.split} stream gave {n_read} rows, of which none was kept; give it at least one row "
-                f"whose texts fit in max_length={self.encoder.max_length}"
+                f"the {self.encoder.split} stream gave {n_read} rows, of which none was kept; give it at least one "
+                f"row whose texts fit in max_length={self.encoder.max_length}"
             )
         yield from self.then
 

@@ -73,7 +73,7 @@ def bradley_terry_loss(
     per_comparison = F.softplus(comparisons.margin - gap)
     weighted = comparisons.weight * per_comparison
     if head_weights is not None:
-        weighted = weighted * head_weights.to(weighted)[comparisons.head]
+        weighted = weighted * torch.as_tensor(head_weights).to(weighted)[comparisons.head]
     if reduction == "comparisons":
         divisor = comparisons.weight.sum() if total_weight is None else total_weight
         loss = _divide(weighted.sum(), divisor)

@@ -195,6 +195,7 @@ def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):
 
 def _apply_score(model, hidden: Tensor) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
-        scores = model.score(hidden.float())
+        # float32, but for a model that was loaded without alignkit in another dtype
+        scores = model.score(hidden.to(next(model.score.parameters()).dtype)).float()
     cap = settings_of(model.config).get("score_softcap")
     return scores if cap is None else cap * torch.tanh(scores / cap)

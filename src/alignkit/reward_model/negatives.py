@@ -1,7 +1,7 @@
 """Tiers of negatives: a pool of encoded texts, the draw of a step, and how it joins a micro-batch."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -48,8 +48,14 @@ class NegativePool:
         """Encode the rows (`text`, `tier`, `heads`) of a negatives dataset.
 
         Raises:
+            TypeError: no `Dataset`.
             ValueError: an empty dataset or a bad row, named by number.
         """
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"{encoder.split} is a {type(dataset).__name__}; its rows are drawn by number, so make it a "
+                "datasets.Dataset, for example by Dataset.from_list(rows)"
+            )
         if len(dataset) == 0:
             raise ValueError(f"the {encoder.split} dataset is empty; give it at least one row")
         rows, input_ids, tiers, heads = [], [], [], []
@@ -105,6 +111,12 @@ class NegativePool:
         for row, tier in enumerate(self.tiers):
             rows.setdefault(tier, []).append(row)
         return rows
+
+    def heads_met(self, tier_weights: Mapping[str, float]) -> set[str]:
+        """Names of the heads against which some text of a tier of weight above 0 may be used."""
+        weighted = torch.tensor([tier_weights[tier] > 0 for tier in self.tiers], dtype=torch.bool)
+        met = self.heads[weighted].any(0).tolist()
+        return {name for name, is_met in zip(self.head_names, met, strict=True) if is_met}
 
     def draw(self, seed: int, step: int, per_tier: int) -> "NegativePool":
         """The negatives of a step: `per_tier` of each tier (or all, if fewer), a function of (seed, step) alone.

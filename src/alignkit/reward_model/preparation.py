@@ -1,5 +1,6 @@
 """From the user's datasets to encoded ones: rows, negatives, the checks between them, and the report of it all."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,7 +57,11 @@ class DataPreparation:
         Raises:
             ValueError: a bad row, missing negatives, a head without data, or nothing left; see the message.
         """
-        if isinstance(dataset, EncodedStream) or "text_key" in (dataset.column_names or ()):
+        if isinstance(dataset, EncodedStream):
+            return dataset
+        if not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(f"{split} is a {type(dataset).__name__}; make it a datasets.Dataset or IterableDataset")
+        if "text_key" in (dataset.column_names or ()):
             return dataset
         encoder = RowEncoder(
             tokenizer, self.head_names, split, settings.max_length, settings.overflow, settings.use_margin_magnitude
@@ -71,10 +76,13 @@ class DataPreparation:
         for row in encoded.remove_columns(["input_ids", "text_key"]):
             count_row(report, row, self.head_names)
         encoded = encoded.filter(lambda dropped: not dropped, input_columns="dropped")
-        members = _members(encoded)
-        self._check(split, encoded, members, pool)
+        members = _members(encoded.select_columns(["text_key", "member", "member_head"]))
+        self._check(split, encoded, members, pool, settings)
         if members and pool is not None:
             pool = pool.without_conflicts(members, on_conflict=settings.on_conflict)
+            self.check_members(
+                f"{split} has a row that", {head for _, head in members}, pool.heads_met(settings.tier_weights)
+            )
             count_negatives(report, pool)
             if split == "train":
                 self.negatives = pool
@@ -86,14 +94,22 @@ class DataPreparation:
             logger.warning(f"{split}: {report['rows']} rows; {summary}")
         return encoded
 
-    def _stream(self, dataset, encoder, settings, report, pool) -> EncodedStream:
+    def _stream(
+        self,
+        dataset: IterableDataset,
+        encoder: RowEncoder,
+        settings: DataSettings,
+        report: dict[str, Any],
+        pool: NegativePool | None,
+    ) -> EncodedStream:
+        """A stream that is counted and checked row by row, as it is read."""
         if pool is not None:
             count_negatives(report, pool)
         return EncodedStream(
             dataset,
             encoder,
             retries=settings.stream_retries,
-            on_row=lambda row: count_row(report, row, self.head_names),
+            on_row=_StreamRows(self, encoder.split, settings, report, pool),
             then=pool.encoded_rows() if pool is not None and encoder.split != "train" else (),
         )
 
@@ -120,19 +136,27 @@ class DataPreparation:
         missing = [tier for tier, weight in weights.items() if weight > 0 and tier not in pool.rows_of_tier]
         if missing:
             raise ValueError(
-                f"{name}: tier {missing[0]!r} has weight {weights[missing[0]]} but no text; add texts of that tier, "
-                "or leave it out of tier_weights"
+                f"{name}: tier {missing[0]!r} has weight {weights[missing[0]]} but no text "
+                f"({pool.dropped.get(missing[0], 0)} dropped for their length); add texts of that tier, or leave it "
+                "out of tier_weights"
             )
         return pool
 
-    def _check(self, split: str, encoded: Dataset, members: list, pool: NegativePool | None) -> None:
+    def _check(
+        self,
+        split: str,
+        encoded: Dataset,
+        members: list[tuple[int, int]],
+        pool: NegativePool | None,
+        settings: DataSettings,
+    ) -> None:
         report = self.report[split]
         if len(encoded) == 0:
             raise ValueError(
-                f"{split}: all {report['rows']} rows were dropped because a text is longer than max_length; raise it"
+                f"{split}: all {report['rows']} rows were dropped because a text is longer than "
+                f"max_length={settings.max_length}; raise max_length, or shorten the texts"
             )
-        if members and pool is None:
-            raise ValueError(f"{split} has rows of the form (text, head), which need the trainer argument `negatives`")
+        self.check_members(f"{split} has a row that", {head for _, head in members}, _heads_met(pool, settings))
         if split != "train":
             return
         if pool is not None and not members:
@@ -144,12 +168,70 @@ class DataPreparation:
                     f"take it out of head_names {self.head_names}"
                 )
 
+    def check_members(self, where: str, heads: Iterable[int], met: set[str] | None) -> None:
+        """Raise unless positives of the form (text, head) of these heads have negatives to meet: None without any."""
+        for name in [self.head_names[head] for head in heads]:
+            if met is None:
+                raise ValueError(
+                    f"{where} is of the form (text, head), for head {name!r}; such rows need the trainer argument "
+                    "`negatives`"
+                )
+            if name not in met:
+                raise ValueError(
+                    f"{where} is a positive of head {name!r}, against which no negative may be used, so it compares "
+                    f"nothing; add {name!r} to the 'heads' of some negatives, in a tier of weight above 0"
+                )
 
-def _members(encoded: Dataset) -> list[tuple[int, int]]:
+
+@dataclass
+class _StreamRows:
+    """Counts and checks the rows of a stream as they are read: what a `Dataset` has counted and checked beforehand."""
+
+    preparation: DataPreparation
+    split: str
+    settings: DataSettings
+    report: dict[str, Any]
+    pool: NegativePool | None
+    n_losses: int = 0
+
+    def __post_init__(self):
+        self.met = _heads_met(self.pool, self.settings)
+        self.negative_keys = set() if self.pool is None else {*self.pool.keys}
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["row"] < self.report["rows"]:  # a later pass over the stream
+            return
+        count_row(self.report, row, self.preparation.head_names)
+        lost = row["dropped"] or row["trimmed_tokens"] > 0
+        if not row["dropped"]:
+            self.preparation.check_members(f"{self.split} row {row['row']}", row["member_head"], self.met)
+            lost |= self._drop_conflicts(_members([row]))
+        self.n_losses += lost
+        if lost and self.n_losses & (self.n_losses - 1) == 0:  # the 1st, 2nd, 4th, ... : a stream may have no end
+            logger.warning(f"{self.split}: {self.report['rows']} rows so far; {loss_summary(self.report)}")
+
+    def _drop_conflicts(self, members: list[tuple[int, int]]) -> bool:
+        """Take texts that have turned out to be positives out of the negatives; whether there were any."""
+        if self.pool is None or not any(key in self.negative_keys for key, _ in members):
+            return False
+        self.pool = self.pool.without_conflicts(members, on_conflict=self.settings.on_conflict)
+        self.met = _heads_met(self.pool, self.settings)
+        if self.split == "train":
+            self.preparation.negatives = self.pool
+        counts = self.report["negatives_in_conflict"]
+        for tier, count in self.pool.conflicts.items():
+            counts[tier] = counts.get(tier, 0) + count
+        return bool(self.pool.conflicts)
+
+
+def _heads_met(pool: NegativePool | None, settings: DataSettings) -> set[str] | None:
+    return None if pool is None else pool.heads_met(settings.tier_weights)
+
+
+def _members(encoded: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
     """(text key, head) of every positive of the form (text, head)."""
-    columns = encoded.select_columns(["text_key", "member", "member_head"])
     return [
         (row["text_key"][text], head)
-        for row in columns
+        for row in encoded
         for text, head in zip(row["member"], row["member_head"], strict=True)
     ]

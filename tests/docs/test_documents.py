@@ -1,0 +1,52 @@
+"""The code in the documents runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_code_of_the_reward_model_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for block in python_blocks("docs/reward_model.md"):
+        exec(block, namespace)
+    accuracy = float(capsys.readouterr().out.splitlines()[-2])
+    assert 0 <= accuracy <= 1
+    assert namespace["scalar"].config.num_labels == 1
+
+
+def test_the_readmes_ten_lines_run_with_a_local_model_in_place_of_the_hubs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_causal_lm().save_pretrained("backbone")
+    byte_tokenizer().save_pretrained("backbone")
+    (block,) = python_blocks("README.md")
+    for hub, here in (
+        ('"Qwen/Qwen2.5-0.5B"', '"backbone"'),
+        ("per_device_train_batch_size=2)", "per_device_train_batch_size=2, bf16=False, use_cpu=True)"),
+    ):
+        assert hub in block
+        block = block.replace(hub, here)
+    exec(block, {})
+    assert "tensor([[" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/reward_model.md", "examples/README.md"])
+def test_every_relative_link_leads_somewhere(document):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / document).read_text())
+    assert [target for target in targets if not (ROOT / document).parent.joinpath(target).exists()] == []
+
+
+def test_the_readmes_file_map_is_the_package():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"([\w/]+\.py)\b", text))
+    modules = {path.name for path in (ROOT / "src/alignkit/reward_model").glob("[!_]*.py")}
+    assert modules <= named

@@ -1,0 +1,68 @@
+"""Every example starts under `accelerate launch`, trains two steps on the CPU, and leaves what it says it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODEL_FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+TWO_STEPS = ["--max_steps", "2"]
+FEW_PASSAGES = ["--train_passages", "10", "--eval_passages", "4"]
+# Arguments and files of each example on real data.
+ON_DATA = {
+    "reward_corpus_membership": ([*TWO_STEPS, *FEW_PASSAGES, "--n_seeds", "1"], [*MODEL_FILES, "results.json"]),
+    "reward_hh_two_heads": ([*TWO_STEPS, "--n_rows", "40"], [*MODEL_FILES, "results.json"]),
+    "reward_multi_attribute": ([*TWO_STEPS, "--folds", "2", "--missing", "0.3"], [*MODEL_FILES, "results.json"]),
+    "reward_receptivity": (
+        [*TWO_STEPS, *FEW_PASSAGES, "--n_seeds", "1"],
+        ["results.json", "receptivity.png", "scores-broughton.png"],
+    ),
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def launch(example: str, *arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += [str(EXAMPLES / f"{example}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def check(process: subprocess.CompletedProcess[str], folder: Path, files: list[str]) -> None:
+    assert process.returncode == 0, f"{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
+    assert [name for name in files if not (folder / name).is_file()] == []
+
+
+def test_every_example_is_tested_and_in_the_index():
+    scripts = {path.stem for path in EXAMPLES.glob("reward_*.py")}
+    index = (EXAMPLES / "README.md").read_text("utf-8")
+    assert scripts == {*ON_DATA, "reward_quickstart"}
+    assert [script for script in scripts if f"{script}.py" not in index] == []
+
+
+@pytest.mark.parametrize("example", ON_DATA)
+def test_the_example_trains_two_steps_and_writes_its_files(example, data_dir, tmp_path):
+    arguments, files = ON_DATA[example]
+    process = launch(example, *arguments, "--output_dir", str(tmp_path), ALIGNKIT_DATA=str(data_dir))
+    check(process, tmp_path, files)
+
+
+def test_the_quickstart_passes_its_checks_without_data(tmp_path):
+    process = launch("reward_quickstart", "--steps", "2", "--output", str(tmp_path), ALIGNKIT_DATA="")
+    check(process, tmp_path, [*MODEL_FILES, "scores.png", "probe.png"])
+
+
+@pytest.mark.parametrize("example", ON_DATA)
+def test_without_the_data_folder_the_example_says_what_to_set(example, tmp_path):
+    process = launch(example, "--output_dir", str(tmp_path), ALIGNKIT_DATA="")
+    assert process.returncode != 0
+    assert "set ALIGNKIT_DATA to the folder with" in process.stderr
+
+
+def test_two_cpu_processes_that_accelerate_does_not_start_are_an_error(tmp_path):
+    process = launch("reward_quickstart", "--steps", "2", "--output", str(tmp_path), processes=2)
+    assert process.returncode != 0
+    assert "CPU processes were asked for but this one trains alone" in process.stderr
