@@ -2,7 +2,29 @@
 
     ALIGNKIT_DATA=/path/to/data accelerate launch examples/reward_corpus_membership.py
 
-HEADER
+Seen on 2026-11-21 with 2 CPU cores, no GPU, about 13 minutes (8.5 of CPU time; 12 trainings of 100 steps, one thread):
+
+    AUROC on the other novel, no regulariser, first seed [95 % bootstrap over passages]
+               soft: other authors   semi_firm: stories   furthest: WikiText
+    broughton  0.71 [0.65, 0.77]     1.00 [0.99, 1.00]    0.98 [0.96, 1.00]
+    eliot      0.70 [0.65, 0.75]     1.00 [0.99, 1.00]    0.99 [0.97, 1.00]
+    nesbit     0.51 [0.46, 0.57]     0.97 [0.94, 0.99]    0.97 [0.94, 0.99]
+    ouida      0.63 [0.58, 0.69]     0.94 [0.90, 0.97]    0.98 [0.95, 1.00]
+    trollope   0.37 [0.31, 0.42]     0.99 [0.97, 1.00]    0.97 [0.94, 0.99]
+    ward       0.70 [0.64, 0.75]     0.98 [0.96, 0.99]    0.99 [0.98, 1.00]
+    wells      0.73 [0.68, 0.78]     0.98 [0.95, 0.99]    0.97 [0.95, 0.99]
+
+    Mean over heads, 3 seeds [± Student's 95 %]   soft             semi_firm        furthest         |own score|
+    none                                          0.630 ± 0.030    0.970 ± 0.019    0.903 ± 0.164    2.638 ± 0.917
+    log_square, own head                          0.571 ± 0.028    0.977 ± 0.012    0.852 ± 0.234    0.676 ± 0.389
+    log_square, every head (the fault)            0.588 ± 0.049    0.979 ± 0.007    0.868 ± 0.198    0.578 ± 0.224
+    squared_log_square, own head                  0.588 ± 0.052    0.978 ± 0.013    0.885 ± 0.025    1.295 ± 0.092
+    own head - every head, paired                -0.017 ± 0.021   -0.002 ± 0.012   -0.016 ± 0.049    0.098 ± 0.176
+
+The kind of text is recognised, the author only partly (Trollope's second novel, worst, is the one set in Australia).
+Regularising every head instead of the own head made no difference that three seeds can show. Not regularising
+separated authors better than the own head did (soft: +0.059 ± 0.030, paired). This is one tiny backbone and a short
+training. Learning rate and passage length were chosen on passages of the first novels.
 """
 
 import dataclasses

@@ -90,26 +90,32 @@ def main() -> None:
     trainer = MultiHeadRewardTrainer(model, args, train_dataset=train, eval_dataset=held_out)
     trainer.train()
 
-    # 5. Evaluate: accuracy per head beside that of the rule "the longer reply is better".
+    # 5. Evaluate
     trainer.evaluate()
-    report = trainer.evaluation_report
-    table = Table("head", "train pairs", "held-out pairs", "accuracy [95 % Wilson]", "longer reply", "other head")
-    results = {}
-    for k, head in enumerate(HEADS):
-        n, metrics = report.counts[head]["comparisons"], report.heads[head]
-        cells = []
-        for accuracy in (metrics["accuracy"], metrics["length_accuracy"], report.leakage[k, 1 - k]):
-            interval = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
-            cells.append(f"{accuracy:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-        n_train = trainer.data_report["train"]["comparisons"][head]
-        table.add_row(head, f"{n_train:.0f}", str(n), *cells)
-        results[head] = {"n": n, "accuracy": metrics["accuracy"], "length_accuracy": metrics["length_accuracy"]}
-    print(table, {split: counts["trimmed"] for split, counts in trainer.data_report.items()})
+    if trainer.is_world_process_zero():
+        report(trainer)
 
     # 6. Save
     trainer.save_model()
     trainer.create_model_card()
-    Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
+
+
+def report(trainer: MultiHeadRewardTrainer) -> None:
+    """Print accuracy per head beside that of the rule "the longer reply is better" and of the other head's scores."""
+    metrics = trainer.evaluation_report
+    table = Table("head", "train pairs", "held-out pairs", "accuracy [95 % Wilson]", "longer reply", "other head")
+    results = {}
+    for k, head in enumerate(HEADS):
+        n, own = metrics.counts[head]["comparisons"], metrics.heads[head]
+        cells = []
+        for accuracy in (own["accuracy"], own["length_accuracy"], metrics.leakage[k, 1 - k]):
+            interval = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+            cells.append(f"{accuracy:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        table.add_row(head, f"{trainer.data_report['train']['comparisons'][head]:.0f}", str(n), *cells)
+        results[head] = {"n": n, "accuracy": own["accuracy"], "length_accuracy": own["length_accuracy"]}
+    print(table, "Prompts shortened:", {split: counts["trimmed"] for split, counts in trainer.data_report.items()})
+    Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
+    Path(trainer.args.output_dir, "results.json").write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,11 @@ def test_rows_that_are_no_dataset(refused):
     refused("eval is a list; make it a datasets.Dataset or IterableDataset", error=TypeError, eval_dataset=rows)
 
 
+def test_rows_that_another_trainer_has_encoded(refused, make_trainer):
+    encoded = make_trainer(HEADS, Dataset.from_list([pair("tidy"), pair("short")])).train_dataset
+    refused("train is encoded already, by another trainer; give this one the rows it was made of", data=encoded)
+
+
 def test_an_empty_dataset(refused):
     refused("the train dataset is empty; give it at least one row", data=Dataset.from_list([pair()]).select([]))
 
@@ -206,7 +211,7 @@ def test_positives_of_a_streamed_corpus_without_any_negatives(make_trainer):
 
 
 FOR_TIDY = [{"text": "prose", "tier": "soft", "heads": ["tidy"]}]
-NO_NEGATIVE_FOR_SHORT = "is a positive of head 'short', against which no negative may be used.*add 'short' to the 'heads' of some negatives"
+NO_NEGATIVE_FOR_SHORT = "is a positive of head 'short', against which no negative may be used.*add 'short' to the 'he"
 
 
 def test_a_head_whose_positives_no_negative_may_be_used_against(refused):
@@ -343,7 +348,7 @@ def test_a_truncated_safetensors_file(refused, checkpoint):
     names = [*HEADS, "kind"]
     data = Dataset.from_list([pair(name) for name in names])
     refused(*patterns, head_names=names, data=data, model=str(checkpoint), processing_class=None)
-    with pytest.raises(ValueError, match="damaged safetensors file.*save or download it again"):
+    with pytest.raises(ValueError, match=r"damaged safetensors file.*save or download it again"):
         load_reward_model(checkpoint)
 
 

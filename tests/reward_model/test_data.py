@@ -5,6 +5,7 @@ import logging
 import pytest
 from datasets import Dataset, IterableDataset
 from tokenizers import processors
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from alignkit.reward_model.data import (
@@ -385,3 +386,20 @@ def test_rows_lost_from_a_stream_are_counted_over_its_first_pass_and_logged(libr
     assert preparation.report["train"]["dropped"] == {"tidy": 3}
     assert "train: 2 rows so far; dropped: tidy 1" in library_log.text
     assert "train: 4 rows so far; dropped: tidy 2" in library_log.text
+
+
+def test_workers_that_share_a_stream_give_every_row_its_own_number_and_recover_alike():
+    def rows(shards):
+        for shard in shards:
+            for index in range(4):
+                if index == 2 and shard not in failed:
+                    failed.add(shard)
+                    raise OSError("disk")
+                yield pair(f"shard {shard} row {index}", "x")
+
+    failed = set()
+    source = IterableDataset.from_generator(rows, gen_kwargs={"shards": [0, 1, 2]})
+    loader = DataLoader(EncodedStream(source, encoder()), batch_size=None, num_workers=2)
+    encoded = list(loader)
+    assert sorted(chosen_texts(encoded)) == [f"shard {shard} row {index}" for shard in range(3) for index in range(4)]
+    assert len({row["row"] for row in encoded}) == 12

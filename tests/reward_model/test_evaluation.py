@@ -1,5 +1,7 @@
 """Putting an evaluation together: rows count once, and the split into batches and ranks changes nothing."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_comparisons_name_the_rows_of_their_own_texts():
 def test_any_split_into_batches_in_any_order_gives_equal_arrays(order, cuts):
     rows = encoded(ROWS)
     edges = [0, *sorted(cuts), len(ROWS)]
-    batches = [[rows[i] for i in order[low:high]] for low, high in zip(edges, edges[1:], strict=False)]
+    batches = [[rows[i] for i in order[low:high]] for low, high in pairwise(edges)]
     pool = negatives()
     batches.append(pool.encoded_rows())
     assert_same(assembled(batches, pool), assembled([[*rows, *pool.encoded_rows()]], pool))

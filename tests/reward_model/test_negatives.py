@@ -256,6 +256,17 @@ def test_an_evaluation_stream_scores_its_negatives_after_its_own_rows():
     assert preparation.report["eval"]["negatives_in_conflict"] == {"soft": 1}
 
 
+def test_an_evaluation_set_that_is_called_train_leaves_the_training_data_alone():
+    preparation = DataPreparation(HEADS, Dataset.from_list(NEGATIVES))
+    preparation.prepare(POSITIVES, TOKENIZER, data_settings(), "train")
+    report, negatives = preparation.report["train"], preparation.negatives
+    encoded = preparation.prepare(POSITIVES.select([0]), TOKENIZER, data_settings(), "train")
+    assert encoded["row"] == [0, -1, -1, -1]
+    assert preparation.negatives is negatives
+    assert preparation.report["train"] is report
+    assert preparation.report["eval_train"]["positives"] == {"verse": 1, "prose": 0}
+
+
 def test_the_heads_a_pool_meets_are_those_of_texts_in_tiers_that_weigh_something():
     pool = pool_of(negative("a", heads=["verse"]), negative("b", "far"))
     assert pool.heads_met({"soft": 1.0, "far": 0.0}) == {"verse"}

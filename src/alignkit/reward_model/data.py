@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import torch
@@ -217,15 +218,17 @@ class EncodedStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         n_read, n_kept = 0, 0
+        worker = torch.utils.data.get_worker_info()
+        n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for row in self._rows():
-            encoded = self.encoder(row, n_read)
+            encoded = self.encoder(row, n_read * n_workers + worker_id)  # no number twice: it tells rows apart
             n_read += 1
             if self.on_row is not None:
                 self.on_row(encoded)
             if not encoded["dropped"]:
                 n_kept += 1
                 yield encoded
-        if not n_kept and torch.utils.data.get_worker_info() is None:  # one of several workers may have no shard
+        if not n_kept and worker is None:  # one of several workers may have no shard
             raise ValueError(
                 f"the {self.encoder.split} stream gave {n_read} rows, of which none was kept; give it at least one "
                 f"row whose texts fit in max_length={self.encoder.max_length}"
@@ -236,7 +239,8 @@ class EncodedStream(torch.utils.data.IterableDataset):
         read, failures = 0, 0
         while True:
             try:
-                for row in self.dataset.skip(read) if read else self.dataset:
+                # Not `skip`, which in a worker would share what is to be skipped among the workers.
+                for row in islice(self.dataset, read, None):
                     yield row
                     read, failures = read + 1, 0
                 return

@@ -57,11 +57,15 @@ class DataPreparation:
         Raises:
             ValueError: a bad row, missing negatives, a head without data, or nothing left; see the message.
         """
+        if split == "train" and split in self.report:
+            split = "eval_train"  # an evaluation set that the user calls "train"
         if isinstance(dataset, EncodedStream):
             return dataset
         if not isinstance(dataset, Dataset | IterableDataset):
             raise TypeError(f"{split} is a {type(dataset).__name__}; make it a datasets.Dataset or IterableDataset")
         if "text_key" in (dataset.column_names or ()):
+            if split == "train":
+                raise ValueError("train is encoded already, by another trainer; give this one the rows it was made of")
             return dataset
         encoder = RowEncoder(
             tokenizer, self.head_names, split, settings.max_length, settings.overflow, settings.use_margin_magnitude

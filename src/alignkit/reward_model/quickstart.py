@@ -1,4 +1,4 @@
-"""The embedded example: train, evaluate, save, reload and probe a small reward model, offline, in about a minute.
+"""The embedded example: train, evaluate, save, reload and probe a small reward model, offline, in half a minute.
 
     python -m alignkit.reward_model.quickstart [--steps N] [--output DIR]
 
