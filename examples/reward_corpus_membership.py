@@ -1,6 +1,6 @@
 """Who wrote this? One head per author, trained on passages of one novel and tested on another by the same author.
 
-    ALIGNKIT_DATA=/path/to/data accelerate launch examples/reward_corpus_membership.py
+    ALIGNKIT_DATA=/path/to/data python examples/reward_corpus_membership.py  # or accelerate launch
 
 Seen on 2026-11-21 with 2 CPU cores, no GPU, about 13 minutes (8.5 of CPU time; 12 trainings of 100 steps, one thread):
 

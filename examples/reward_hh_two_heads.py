@@ -1,8 +1,17 @@
 """Two heads, helpful and harmless, on Anthropic's HH preference pairs: every pair trains one head.
 
-    ALIGNKIT_DATA=/path/to/data accelerate launch examples/reward_hh_two_heads.py
+    ALIGNKIT_DATA=/path/to/data python examples/reward_hh_two_heads.py  # or accelerate launch
 
-HEADER
+Seen on 2026-11-21 with 2 CPU cores, no GPU, about 5 minutes (2 epochs, one thread):
+
+    held-out accuracy [95 % Wilson]
+    head      train  held out  own head              rule: longer reply    other head
+    helpful   1272   349       0.625 [0.573, 0.674]  0.552 [0.498, 0.602]  0.355 [0.307, 0.407]
+    harmless  1379   355       0.603 [0.551, 0.652]  0.482 [0.430, 0.534]  0.392 [0.342, 0.443]
+
+Both heads beat chance. Harmless beats the rule "the longer reply is better"; for helpful the intervals overlap. The
+heads pull in opposite directions: each is wrong on most pairs of the other, which a single head would have to average.
+Only replies of up to 200 tokens; 1,969 of 3,355 prompts lost their oldest tokens to fit into 256.
 """
 
 import gzip

@@ -1,9 +1,24 @@
 """Six heads from human ratings with missing values: naturalness, coherence and others of replies in a dialogue.
 
-    ALIGNKIT_DATA=/path/to/data accelerate launch examples/reward_multi_attribute.py
-    ALIGNKIT_DATA=/path/to/data accelerate launch examples/reward_multi_attribute.py --missing 0.3
+    ALIGNKIT_DATA=/path/to/data python examples/reward_multi_attribute.py  # or accelerate launch
+    ALIGNKIT_DATA=/path/to/data python examples/reward_multi_attribute.py --missing 0.3
 
-HEADER
+Seen on 2026-11-21 with 2 CPU cores, no GPU, about 4 minutes (5 trainings of 6 epochs, one thread):
+
+    Correlation with human ratings, differences from the mean of the dialogue, 360 held-out replies
+    [95 % bootstrap over 60 dialogues]
+    head               Pearson            Spearman           --missing 0.3      Spearman of length
+    coherence          0.43 [0.31, 0.52]  0.42 [0.32, 0.51]  0.45 [0.34, 0.54]  0.42 [0.33, 0.50]
+    engagingness       0.66 [0.59, 0.71]  0.65 [0.59, 0.70]  0.65 [0.60, 0.69]  0.53 [0.44, 0.61]
+    groundedness       0.58 [0.47, 0.65]  0.57 [0.47, 0.65]  0.55 [0.45, 0.63]  0.55 [0.46, 0.62]
+    naturalness        0.40 [0.30, 0.49]  0.41 [0.32, 0.50]  0.42 [0.34, 0.50]  0.28 [0.18, 0.39]
+    overall            0.58 [0.51, 0.65]  0.56 [0.48, 0.62]  0.55 [0.49, 0.62]  0.46 [0.36, 0.55]
+    understandability  0.33 [0.24, 0.42]  0.36 [0.27, 0.45]  0.37 [0.27, 0.46]  0.22 [0.12, 0.32]
+
+Every head orders held-out replies as people do, well above 0. The length of the reply, which no rating asks for, is a
+strong rule on these data: the heads are above it for engagingness, naturalness, overall and understandability, with
+intervals that overlap, and no better for coherence and groundedness. Without 30 % of the training ratings, dropped at
+random, the correlations are the same within 0.03.
 """
 
 import dataclasses

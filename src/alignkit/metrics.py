@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 
+def gather_ragged(accelerator: Any, values: Tensor) -> Tensor:
+    """Concatenation over ranks of vectors `(n,)` whose n differs from rank to rank. Collective."""
+    if accelerator.num_processes == 1:
+        return values
+    sizes = accelerator.gather(torch.tensor([len(values)], device=values.device)).tolist()
+    rows = accelerator.gather(torch.nn.functional.pad(values, (0, max(sizes) - len(values)))[None])
+    return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
+
+
 class MetricSums:
     """Running sums, counts and extremes of vectors of metrics, without a host sync until they are read.
 

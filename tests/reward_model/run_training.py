@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from alignkit import MultiHeadRewardConfig, MultiHeadRewardTrainer
@@ -24,12 +25,15 @@ class WaitAfter(TrainerCallback):
             time.sleep(300)
 
 
-class KeepGradientNorms(TrainerCallback):
+class KeepGradients(TrainerCallback):
+    """Copies the gradients of every step, after they have been summed over micro-batches and ranks."""
+
     def __init__(self):
-        self.gradients: list[list[float]] = []
+        self.gradients: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append([p.grad.double().norm().item() for p in model.parameters() if p.grad is not None])
+        for name, parameter in model.named_parameters():
+            self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = parameter.grad.clone()
 
 
 def main() -> None:
@@ -58,6 +62,7 @@ def main() -> None:
         report_to="none",
         disable_tqdm=True,
         activation_checkpointing=False,
+        max_grad_norm=0.0,
         learning_rate=1e-3,
         optim=options.optim,
         regularizer=options.regularizer,
@@ -67,8 +72,11 @@ def main() -> None:
         save_steps=4,
         logging_steps=1,
     )
-    norms = KeepGradientNorms()
-    callbacks = [norms, *([WaitAfter(options.wait_after, options.output / "waiting")] if options.wait_after else [])]
+    gradients = KeepGradients()
+    callbacks = [
+        gradients,
+        *([WaitAfter(options.wait_after, options.output / "waiting")] if options.wait_after else []),
+    ]
     trainer = MultiHeadRewardTrainer(
         tiny_sequence_classifier(heads, seed=1),
         args,
@@ -85,9 +93,9 @@ def main() -> None:
         record = {
             "processes": trainer.accelerator.num_processes,
             "log": [entry for entry in trainer.state.log_history if "loss" in entry],
-            "gradient_norms": norms.gradients,
             "metrics": {name: value for name, value in metrics.items() if "second" not in name and "time" not in name},
         }
+        save_file(gradients.gradients, options.output / "gradients.safetensors")
         (options.output / "record.json").write_text(json.dumps(record))
 
 

@@ -5,7 +5,6 @@ import logging
 import pytest
 from datasets import Dataset, IterableDataset
 from tokenizers import processors
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from alignkit.reward_model.data import (
@@ -117,12 +116,21 @@ def test_a_template_that_prints_the_date_is_refused_wherever_it_comes_from():
     assert encode_text(dated, MESSAGES, chat_template=CHAT_TEMPLATE) == encode_text(fixed, MESSAGES)
 
 
+def test_a_template_whose_date_is_fixed_by_an_argument_is_taken():
+    dated = "{{ date_string if date_string is defined else strftime_now('%d') }}" + CHAT_TEMPLATE
+    tokenizer = byte_tokenizer(chat_template=dated)
+    fixed = encode_text(tokenizer, MESSAGES, date_string="26 Jul 2024")
+    assert "26 Jul 2024" in tokenizer.decode(fixed)
+    with pytest.raises(ValueError, match="current date"):
+        encode_text(tokenizer, MESSAGES)
+
+
 def test_the_template_used_with_tools_is_the_one_that_is_checked():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": DATED}
-    check_chat_template(tokenizer)
+    check_chat_template(tokenizer, MESSAGES)
     with pytest.raises(ValueError, match="current date"):
-        check_chat_template(tokenizer, tools=[{"type": "function", "function": {"name": "f"}}])
+        check_chat_template(tokenizer, MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}])
 
 
 # ---- Keys ----
@@ -216,6 +224,7 @@ def settings(**changes) -> DataSettings:
         "use_margin_magnitude": False,
         "tier_weights": {"soft": 1.0},
         "dataset_num_proc": None,
+        "dataloader_num_workers": 0,
         "stream_retries": 3,
     }
     return DataSettings(**{**plain, **changes})
@@ -258,6 +267,7 @@ def test_a_row_for_two_heads_is_counted_once_for_each():
         "rows": 1,
         "comparisons": {"tidy": 1, "short": 1},  # the two halves of a tie are one
         "positives": {"tidy": 0, "short": 0},
+        "weight": {"tidy": 1, "short": 1},
         "dropped": {"tidy": 0, "short": 0},
         "trimmed": {"tidy": 0, "short": 0},
     }
@@ -386,20 +396,3 @@ def test_rows_lost_from_a_stream_are_counted_over_its_first_pass_and_logged(libr
     assert preparation.report["train"]["dropped"] == {"tidy": 3}
     assert "train: 2 rows so far; dropped: tidy 1" in library_log.text
     assert "train: 4 rows so far; dropped: tidy 2" in library_log.text
-
-
-def test_workers_that_share_a_stream_give_every_row_its_own_number_and_recover_alike():
-    def rows(shards):
-        for shard in shards:
-            for index in range(4):
-                if index == 2 and shard not in failed:
-                    failed.add(shard)
-                    raise OSError("disk")
-                yield pair(f"shard {shard} row {index}", "x")
-
-    failed = set()
-    source = IterableDataset.from_generator(rows, gen_kwargs={"shards": [0, 1, 2]})
-    loader = DataLoader(EncodedStream(source, encoder()), batch_size=None, num_workers=2)
-    encoded = list(loader)
-    assert sorted(chosen_texts(encoded)) == [f"shard {shard} row {index}" for shard in range(3) for index in range(4)]
-    assert len({row["row"] for row in encoded}) == 12

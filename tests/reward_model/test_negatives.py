@@ -187,6 +187,7 @@ def data_settings(**changes) -> DataSettings:
         "use_margin_magnitude": False,
         "tier_weights": TIER_WEIGHTS,
         "dataset_num_proc": None,
+        "dataloader_num_workers": 0,
         "stream_retries": 3,
     }
     return DataSettings(**{**plain, **changes})
@@ -264,7 +265,7 @@ def test_an_evaluation_set_that_is_called_train_leaves_the_training_data_alone()
     assert encoded["row"] == [0, -1, -1, -1]
     assert preparation.negatives is negatives
     assert preparation.report["train"] is report
-    assert preparation.report["eval_train"]["positives"] == {"verse": 1, "prose": 0}
+    assert preparation.report["train_again"]["positives"] == {"verse": 1, "prose": 0}
 
 
 def test_the_heads_a_pool_meets_are_those_of_texts_in_tiers_that_weigh_something():

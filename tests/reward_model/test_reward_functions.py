@@ -46,6 +46,14 @@ def test_other_completions_are_scored_again(reward_model, forwards):
     assert len(forwards) == 2
 
 
+def test_a_model_that_changed_is_asked_again(reward_model):
+    functions = reward_functions(reward_model)
+    before = [function(["a"], ["x"]) for function in functions]
+    reward_model.model.score.weight.data.mul_(2)
+    after = [function(["a"], ["x"]) for function in functions]
+    torch.testing.assert_close(torch.tensor(after), 2 * torch.tensor(before))
+
+
 def test_chat_messages_are_rendered_by_the_template(reward_model):
     prompt = [{"role": "user", "content": "hello"}]
     answer = [{"role": "assistant", "content": "hi"}]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, concatenate_datasets
 
@@ -44,7 +45,7 @@ def test_a_pair_may_have_a_margin_and_a_weight():
 
 
 def test_a_tie_is_two_opposite_halves_without_a_margin_and_has_no_positive():
-    parsed = parse_row({**PAIR, "tie": True, "weight": 3.0, "margin": 1.0}, HEADS)
+    parsed = parse_row({**PAIR, "tie": True, "weight": 3.0}, HEADS)
     assert compared(parsed) == [(0, 1, "short", 1.5, 0.0, 0.5), (1, 0, "short", 1.5, 0.0, 0.5)]
     assert positives(parsed) == []
 
@@ -53,7 +54,12 @@ def test_a_tie_that_is_false_is_a_pair():
     assert compared(parse_row({**PAIR, "tie": False}, HEADS)) == compared(parse_row(PAIR, HEADS))
 
 
-@pytest.mark.parametrize(("head", "number"), [("tidy", 0), ("short", 1), (0, 0), (1, 1)])
+def test_a_tie_with_a_margin_is_refused():
+    with pytest.raises(ValueError, match=r"margin is 1\.0 in a row with tie=true.*make one of the two null"):
+        parse_row({**PAIR, "tie": True, "margin": 1.0}, HEADS)
+
+
+@pytest.mark.parametrize(("head", "number"), [("tidy", 0), ("short", 1), (0, 0), (1, 1), (1.0, 1), (np.int64(1), 1)])
 def test_a_head_is_given_by_name_or_by_number(head, number):
     assert parse_row({**PAIR, "head": head}, HEADS).head == [number]
 

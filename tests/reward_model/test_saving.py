@@ -134,12 +134,33 @@ def test_heads_of_a_reward_checkpoint_are_kept_when_training_goes_on(trained, ma
     assert torch.equal(scores_of(again), before.score(TEXTS))
 
 
-def test_merging_into_a_quantised_base_is_refused_and_an_adapter_form_needs_an_adapter(trained, tmp_path):
+def test_an_adapter_form_needs_an_adapter_and_an_unknown_form_is_named(trained, tmp_path):
     plain = trained()
     with pytest.raises(ValueError, match="form='full'"):
         RewardModel(plain.model, plain.processing_class).save(tmp_path / "x", form="adapter")
     with pytest.raises(ValueError, match="choose 'full', 'adapter' or 'merged'"):
         RewardModel(plain.model, plain.processing_class).save(tmp_path / "x", form="tarball")
+
+
+def test_training_goes_on_with_a_saved_adapter_given_by_path(trained, make_trainer, tmp_path):
+    first = trained(peft_config=LoraConfig(**LORA))
+    first.save_model(str(tmp_path / "saved"))
+    again = make_trainer(
+        HEADS, preference_pairs(16, seed=3), model=str(tmp_path / "saved"), processing_class=None, max_steps=2
+    )
+    assert torch.equal(scores_of(again), scores_of(first))
+    again.train()
+    moved = {name for name, p in again.model.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in moved) and any("score" in name for name in moved)
+    assert not torch.equal(scores_of(again), scores_of(first))
+
+
+def test_a_bfloat16_backbone_trains_directly_under_bf16_with_a_float32_head(trained):
+    trainer = trained(model_init_kwargs={"dtype": "bfloat16"}, bf16=True, max_steps=5)
+    assert trainer.model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert trainer.model.score.weight.dtype == torch.float32
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"peft_config": LoraConfig(**LORA)}], ids=["full", "lora"])

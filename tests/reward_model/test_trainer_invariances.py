@@ -1,5 +1,7 @@
 """The gradient of a step does not depend on how the step is split, encoded or drawn."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -92,9 +94,9 @@ def test_gradients_against_tiers_are_equal_for_any_split_into_micro_batches(grad
         assert_equal_gradients(part, whole)
 
 
-def test_a_text_repeated_in_another_micro_batch_is_regularised_once(gradients):
+def test_a_text_repeated_in_another_micro_batch_is_regularised_once_for_each_of_its_heads(gradients):
     rows = [{"chosen": "the same", "rejected": f"text {i}", "head": "tidy"} for i in range(3)]
-    data = Dataset.from_list([*rows, {"chosen": "other", "rejected": "text", "head": "short"}])
+    data = Dataset.from_list([*rows, {"chosen": "the same", "rejected": "text", "head": "short"}])
     settings = {"regularizer": "center", "regularizer_weight": 5.0, "max_steps": 1}
     whole = gradients(HEADS, data, per_device_train_batch_size=4, **settings)
     split = gradients(HEADS, data, per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
@@ -171,10 +173,85 @@ def test_one_batch_is_overfitted(make_trainer):
 
 
 def test_inverse_count_weights_make_every_head_count_alike_and_average_to_one(make_trainer):
-    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy"} for i in range(6)]
-    rows += [{"chosen": f"c {i}", "rejected": f"d {i}", "head": "short"} for i in range(2)]
+    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy", "weight": 0.5} for i in range(6)]
+    rows += [{"chosen": f"c {i}", "rejected": f"d {i}", "head": "short", "weight": 1.0} for i in range(2)]
     trainer = make_trainer(HEADS, Dataset.from_list(rows), head_weights="inverse_count")
-    torch.testing.assert_close(trainer._head_weights, torch.tensor([8 / 12, 8 / 4]))
+    torch.testing.assert_close(trainer._head_weights, torch.tensor([5 / (2 * 3), 5 / (2 * 2)]))
+
+
+def test_inverse_count_weighs_a_positive_by_the_tiers_it_meets(make_trainer):
+    pairs = Dataset.from_list([{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy"} for i in range(7)])
+    texts = Dataset.from_list([{"text": f"text {i}", "head": "short"} for i in range(2)])
+    negatives = Dataset.from_list([{"text": tier, "tier": tier, "heads": None} for tier in ("soft", "far")])
+    trainer = make_trainer(
+        HEADS,
+        concatenate_datasets([pairs, texts]),
+        negatives=negatives,
+        tier_weights={"soft": 3.0, "far": 0.5},
+        head_weights="inverse_count",
+    )
+    torch.testing.assert_close(trainer._head_weights, torch.tensor([14 / (2 * 7), 14 / (2 * 7)]))
+
+
+def test_every_step_draws_other_negatives_and_a_seed_the_same(make_trainer):
+    train, negatives, _, _ = corpus_membership(n_per_style=8)
+
+    def texts_of_steps(seed: int) -> list[set[int]]:
+        steps: list[set[int]] = []
+        trainer = make_trainer(
+            list(STYLES), train, negatives=negatives, negatives_per_tier=2, max_steps=4, seed=seed, data_seed=0
+        )
+        drawn = trainer._data.negatives.keys
+        join = trainer.get_batch_samples
+
+        def get_batch_samples(*args):
+            batches, weight = join(*args)
+            steps.append({tuple(row) for row in batches[0]["input_ids"][-6:].tolist()})
+            return batches, weight
+
+        trainer.get_batch_samples = get_batch_samples
+        trainer.train()
+        assert len(drawn) > 6
+        return steps
+
+    first, again, other = texts_of_steps(1), texts_of_steps(1), texts_of_steps(2)
+    assert first == again != other
+    assert all(one.isdisjoint(another) for one, another in pairwise(first))
+
+
+@pytest.mark.parametrize("pairing", ["all", "positional"])
+def test_positives_meet_their_negatives_as_the_pure_function_pairs_them(make_trainer, pairing):
+    train = Dataset.from_list([{"text": f"positive {i}", "head": "tidy"} for i in range(3)])
+    negatives = Dataset.from_list([{"text": f"negative {i}", "tier": "soft", "heads": None} for i in range(2)])
+    trainer = make_trainer(
+        ["tidy"],
+        train,
+        negatives=negatives,
+        tier_weights={"soft": 2.0},
+        pairing=pairing,
+        reduction="active_heads",
+        per_device_train_batch_size=3,
+        max_steps=1,
+        max_grad_norm=0.0,
+        learning_rate=0.0,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    scores = trainer.model.eval()
+    from alignkit.reward_model import RewardModel
+
+    model = RewardModel(scores, trainer.processing_class)
+    positive = model.score([f"positive {i}" for i in range(3)])[:, 0]
+    order = [int(text.split()[1]) for text in decoded_negatives(trainer)]
+    negative = model.score([f"negative {i}" for i in order])[:, 0]
+    losses = torch.nn.functional.softplus(negative[None] - positive[:, None])  # (3, 2)
+    expected = 2.0 * (losses.mean() if pairing == "all" else losses.diagonal().mean())
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def decoded_negatives(trainer) -> list[str]:
+    drawn = trainer._data.negatives.draw(trainer.args.seed, 0, trainer.args.negatives_per_tier)
+    return [trainer.processing_class.decode(ids, skip_special_tokens=True) for ids in drawn.input_ids]
 
 
 def test_head_weights_do_not_move_with_the_batch_size(gradients):

@@ -144,8 +144,65 @@ def test_the_model_cards_quick_start_prints_the_raw_scores(make_trainer, capsys)
     scores = load_reward_model(trainer.args.output_dir).score(["The capital of France is Paris."])
     assert capsys.readouterr().out == f"{HEADS}\n{scores}\n"
     accuracy = f"{trainer.evaluation_report.heads['tidy']['accuracy']:.3f}"
-    assert re.search(rf"\| tidy \| {re.escape(accuracy)} \|", card)
+    assert re.search(rf"\| eval \| tidy \| {re.escape(accuracy)} \|", card)
     assert "| train | tidy | 4" in card and "None](" not in card
+
+
+def test_weights_count_in_the_loss_and_not_in_the_accuracy(make_trainer):
+    rows = [{"chosen": f"a {i}", "rejected": f"b {i}", "head": "tidy", "weight": 9.0 if i else 1.0} for i in range(6)]
+    trainer = make_trainer(["tidy"], Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows))
+    metrics = trainer.evaluate()
+    model = RewardModel(trainer.model, trainer.processing_class)
+    gap = (model.score([row["chosen"] for row in rows]) - model.score([row["rejected"] for row in rows]))[:, 0]
+    weight = torch.tensor([row["weight"] for row in rows])
+    loss = (weight * torch.nn.functional.softplus(-gap)).sum() / weight.sum()
+    assert metrics["eval_loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert metrics["eval_accuracy"] == pytest.approx((gap > 0).float().mean().item())
+
+
+def test_a_model_that_diverged_shows_it_in_the_log(make_trainer):
+    model = tiny_sequence_classifier(HEADS, seed=1)
+    model.model.norm.weight.data[0] = float("nan")
+    trainer = make_trainer(HEADS, preference_pairs(8), model=model, max_steps=1)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert torch.tensor([logged["loss"], logged["accuracy"], logged["margin"]]).isnan().all()
+
+
+def test_another_evaluation_keeps_the_report_of_the_trainers_own_set(make_trainer):
+    trainer = make_trainer(HEADS, preference_pairs(8), eval_dataset=preference_pairs(6, seed=2))
+    trainer.evaluate(preference_pairs(2, seed=3))
+    assert trainer.data_report["eval"]["rows"] == 6
+    assert trainer.data_report["eval_again"]["rows"] == 2
+
+
+def test_a_cut_evaluation_set_whose_negatives_were_lost_is_an_error(make_trainer):
+    train, negatives, evaluation, held_out = corpus_membership(n_per_style=8)
+    trainer = make_trainer(list(STYLES), train, eval_dataset=evaluation, negatives=negatives, eval_negatives=held_out)
+    with pytest.raises(ValueError, match="texts of the evaluation were not scored"):
+        trainer.evaluate(trainer.eval_dataset.select(range(4)))
+
+
+def test_a_stream_takes_no_dataloader_workers(make_trainer):
+    with pytest.raises(ValueError, match=r"dataloader_num_workers=2.*set it to 0"):
+        make_trainer(HEADS, stream(preference_pairs(4).to_list()), max_steps=1, dataloader_num_workers=2)
+
+
+def test_grouping_by_length_reads_the_length_of_the_longest_text(make_trainer):
+    trainer = make_trainer(HEADS, preference_pairs(8), train_sampling_strategy="group_by_length", max_steps=1)
+    trainer.train()
+    assert trainer.train_dataset["length"] == [max(map(len, row)) for row in trainer.train_dataset["input_ids"]]
+
+
+def test_the_card_keeps_every_evaluation_set_apart_and_tells_the_soft_cap(make_trainer):
+    sets = {"first": preference_pairs(4, seed=2), "second": preference_pairs(6, seed=3)}
+    trainer = make_trainer(HEADS, preference_pairs(8), eval_dataset=sets, score_softcap=3.0)
+    trainer.evaluate()
+    trainer.create_model_card()
+    with open(f"{trainer.args.output_dir}/README.md") as file:
+        card = file.read()
+    assert "| eval_first | tidy |" in card and "| eval_second | short |" in card
+    assert "3.0·tanh(score / 3.0)" in card
 
 
 @pytest.mark.parametrize("reduction", ["comparisons", "active_heads"])

@@ -39,8 +39,9 @@ def reward_model_card(
     tags: list[str],
     head_names: list[str],
     data_report: Mapping[str, Any],
-    evaluation: Mapping[str, Mapping[str, float]] | None,
+    evaluations: Mapping[str, Mapping[str, Mapping[str, float]]],
     step: int,
+    score_softcap: float | None,
     args: Any,
 ) -> ModelCard:
     """A card from facts alone.
@@ -48,13 +49,15 @@ def reward_model_card(
     Args:
         path: what the quick start loads: a hub name or a folder.
         data_report: per split, the counts of [`alignkit.reward_model.report`].
-        evaluation: metrics per head of the last evaluation, or None; one that is missing is shown as missing.
+        evaluations: metrics per head of the last evaluation of each set; one that is missing is shown as missing.
         step: optimiser step the card is written at.
+        score_softcap: the model's cap.
         args ([`MultiHeadRewardConfig`]): where the settings are read from.
     """
     metrics = [
-        [head, *(f"{values[name]:.3f}" if name in values else "—" for name in COLUMNS)]
-        for head, values in (evaluation or {}).items()
+        [evaluation, head, *(f"{values[name]:.3f}" if name in values else "—" for name in COLUMNS)]
+        for evaluation, heads in evaluations.items()
+        for head, values in heads.items()
     ]
     card_data = ModelCardData(
         base_model=base_model,
@@ -73,7 +76,7 @@ def reward_model_card(
             base_model=base_model,
             dataset_name=dataset_name,
             head_names=head_names,
-            score_softcap=args.score_softcap,
+            score_softcap=score_softcap,
             data_report=data_report,
             columns=COLUMNS,
             metrics=metrics,

@@ -47,10 +47,11 @@ class MultiHeadRewardConfig(RewardConfig):
         regularizer_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the regularizer.
         score_softcap (`float`, *optional*):
-            Scores become c·tanh(score / c). A plain `AutoModel` reload returns them uncapped (same order).
+            Scores become c·tanh(score / c). A plain `AutoModel` reload returns them uncapped (same order). `None`
+            keeps the cap of a reward-model checkpoint.
         head_weights (`str` or `dict[str, float]`, *optional*):
-            Fixed weight of each head's losses: `"uniform"`, `"inverse_count"` (the mean over the data is 1, each head
-            counts alike), or a dict that names every head.
+            Fixed weight of each head's losses: `"uniform"`, `"inverse_count"` (over an epoch each head counts alike
+            and the mean is 1), or a dict that names every head.
         overflow (`str`, *optional*, defaults to `"raise"`):
             What to do with a text longer than `max_length`: `"raise"`, `"drop"` the row, or `"truncate_prompt"`: take
             the oldest tokens of the row's common prompt away.
@@ -67,6 +68,8 @@ class MultiHeadRewardConfig(RewardConfig):
             Whether completions of one prompt may share the prompt's computation. Scores do not change. Not used yet.
         stream_retries (`int`, *optional*, defaults to `3`):
             How often in a row a streaming dataset that fails with an I/O error is reopened before the error is raised.
+
+    `logging_nan_inf_filter` defaults to `False`, so that a run that diverges shows it.
     """
 
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "tier_weights", "head_weights"]
@@ -119,6 +122,11 @@ class MultiHeadRewardConfig(RewardConfig):
     )
     stream_retries: int = field(
         default=3, metadata={"help": "Reopenings in a row of a streaming dataset that fails with an I/O error."}
+    )
+
+    # The parent's default shows a step whose loss is NaN as the mean of the steps before it, at first as 0.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether to hide NaN and infinite losses from the log."}
     )
 
     def __post_init__(self):

@@ -1,5 +1,7 @@
 """From dataset rows to token ids: the one place where texts become tokens, in training and in scoring."""
 
+import json
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ ENCODED_FEATURES = Features(
         **dict.fromkeys(("winner", "loser", "head"), INTS),
         **dict.fromkeys(("weight", "margin", "unit"), FLOATS),
         **dict.fromkeys(("positive", "positive_head", "member", "member_head"), INTS),
+        "length": Value("int64"),  # what `train_sampling_strategy="group_by_length"` reads
         "trimmed_tokens": Value("int64"),
         "dropped": Value("bool"),
     }
@@ -32,6 +35,7 @@ ENCODED_FEATURES = Features(
 # What reading a stream can raise for reasons that may pass: connection errors and time-outs are OSErrors, and datasets
 # turns the errors of its HTTP clients into ConnectionErrors. Anything else is a fault of the data or the code.
 STREAM_ERRORS = (OSError,)
+FIRST_PAUSE_S = 0.5  # before a stream is reopened; doubled at every further failure in a row
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_kwargs: Any) -> list[int]:
@@ -57,23 +61,38 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
         return ids
     if isinstance(text[0], int):
         return text
-    check_chat_template(tokenizer, chat_template_kwargs.get("chat_template"), chat_template_kwargs.get("tools"))
+    check_chat_template(tokenizer, text, **chat_template_kwargs)
     encoding: Any = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)
     return encoding["input_ids"]
 
 
-def check_chat_template(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, tools: list[Any] | None = None
-) -> None:
-    """Raise a `ValueError` if the template for these tools is missing, or prints the current date."""
-    if chat_template is None and tokenizer.chat_template is None:
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, **chat_template_kwargs: Any) -> None:
+    """Raise a `ValueError` if there is no chat template, or if what it makes of the messages changes with the date.
+
+    A template that could print the date is rendered with two different ones. A date fixed by an argument of the
+    template (`date_string` in Llama 3's) is fine.
+    """
+    template, tools = chat_template_kwargs.get("chat_template"), chat_template_kwargs.get("tools")
+    if template is None and tokenizer.chat_template is None:
         raise ValueError(
             "the texts are chat messages but the tokenizer has no chat_template; set one, or pass strings"
         )
-    if "strftime_now" in tokenizer.get_chat_template(chat_template, tools):
+    template = tokenizer.get_chat_template(template, tools)
+    if "strftime_now" not in template:
+        return
+    # A macro at its top takes the place of the function of the same name.
+    fixed = (
+        "{%- macro strftime_now(format) -%}" + date + "{%- endmacro -%}" + template for date in ("first", "second")
+    )
+    rendered = {
+        tokenizer.apply_chat_template(messages, tokenize=False, **{**chat_template_kwargs, "chat_template": text})
+        for text in fixed
+    }
+    if len(rendered) > 1:
         raise ValueError(
             "the chat template prints the current date (strftime_now), so the same conversation would score "
-            "differently every day; set tokenizer.chat_template, or chat_template_path, to one with a fixed date"
+            "differently every day; set tokenizer.chat_template, or chat_template_path, to one with a fixed date, or "
+            "fix it by the row's chat_template_kwargs"
         )
 
 
@@ -110,7 +129,9 @@ class RowEncoder:
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
             parsed = parse_row(row, self.head_names, use_margin_magnitude=self.use_margin_magnitude)
-            chat_kwargs = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+            tools = row.get("tools")
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            chat_kwargs = {"tools": tools, **(row.get("chat_template_kwargs") or {})}
             texts = [encode_text(self.tokenizer, text, **chat_kwargs) for text in parsed.texts]
             self._check_identical(parsed, texts)
             texts, trimmed = self.fit(texts, self._prompt(row, parsed, chat_kwargs))
@@ -169,6 +190,7 @@ def encoded_row(index: int, texts: list[list[int]], parsed: ParsedRow, trimmed: 
         "input_ids": texts,
         "text_key": [text_key(ids) for ids in texts],
         **fields,
+        "length": max(map(len, texts), default=0),
         "trimmed_tokens": trimmed,
         "dropped": not texts,
     }
@@ -182,7 +204,7 @@ def encode_dataset(dataset: Dataset, encoder: RowEncoder, num_proc: int | None =
     """
     if len(dataset) == 0:
         raise ValueError(f"the {encoder.split} dataset is empty; give it at least one row")
-    return dataset.map(
+    return dataset.with_format(None).map(
         encoder,
         with_indices=True,
         remove_columns=dataset.column_names,
@@ -218,17 +240,15 @@ class EncodedStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         n_read, n_kept = 0, 0
-        worker = torch.utils.data.get_worker_info()
-        n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for row in self._rows():
-            encoded = self.encoder(row, n_read * n_workers + worker_id)  # no number twice: it tells rows apart
+            encoded = self.encoder(row, n_read)
             n_read += 1
             if self.on_row is not None:
                 self.on_row(encoded)
             if not encoded["dropped"]:
                 n_kept += 1
                 yield encoded
-        if not n_kept and worker is None:  # one of several workers may have no shard
+        if not n_kept:
             raise ValueError(
                 f"the {self.encoder.split} stream gave {n_read} rows, of which none was kept; give it at least one "
                 f"row whose texts fit in max_length={self.encoder.max_length}"
@@ -239,7 +259,6 @@ class EncodedStream(torch.utils.data.IterableDataset):
         read, failures = 0, 0
         while True:
             try:
-                # Not `skip`, which in a worker would share what is to be skipped among the workers.
                 for row in islice(self.dataset, read, None):
                     yield row
                     read, failures = read + 1, 0
@@ -249,4 +268,6 @@ class EncodedStream(torch.utils.data.IterableDataset):
                 where = f"the {self.encoder.split} stream failed after {read} rows: {type(error).__name__}: {error}"
                 if failures > self.retries:
                     raise RuntimeError(f"{where}; given up after {self.retries} retries (stream_retries)") from error
-                logger.warning(f"{where}; reopening it ({failures} of {self.retries})")
+                pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
+                logger.warning(f"{where}; reopening it in {pause_s} s ({failures} of {self.retries})")
+                time.sleep(pause_s)

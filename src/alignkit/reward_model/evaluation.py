@@ -88,5 +88,16 @@ class EvaluationRecord:
 
 
 def _rows(keys: np.ndarray, wanted: np.ndarray) -> Tensor:
-    """Row of each wanted key among the sorted distinct keys."""
-    return torch.from_numpy(np.searchsorted(keys, wanted))
+    """Row of each wanted key among the sorted distinct keys.
+
+    Raises:
+        ValueError: a text that was never scored.
+    """
+    rows = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    n_missing = int((keys[rows] != wanted).sum())
+    if n_missing:
+        raise ValueError(
+            f"{n_missing} texts of the evaluation were not scored: the encoded evaluation set was cut, or "
+            "dataloader_drop_last=True left its last batch out; cut the rows before they are given to the trainer"
+        )
+    return torch.from_numpy(rows)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.reward_model.batching import pad_texts
 from alignkit.reward_model.data import encode_text
-from alignkit.reward_model.loading import load_folder
+from alignkit.reward_model.loading import load_folder, local_folder
 from alignkit.reward_model.modeling import (
     CONFIG_KEY,
     add_reward_forward,
@@ -44,12 +44,13 @@ class RewardModel:
         return list_head_names(self.model.config)
 
     @torch.no_grad()
-    def score(self, texts: Sequence[Text], batch_size: int = 16) -> Tensor:
+    def score(self, texts: Sequence[Text], batch_size: int = 16, **chat_template_kwargs: Any) -> Tensor:
         """Scores `(n, K)` float32 on the CPU, of strings or lists of chat messages, encoded as in training.
 
         The order and the batch size do not matter: texts are scored in batches of similar length and put back.
+        `chat_template_kwargs` (`tools=...`, say) go to the chat template, as a row's own do in training.
         """
-        encoded = [encode_text(self.tokenizer, text) for text in texts]
+        encoded = [encode_text(self.tokenizer, text, **chat_template_kwargs) for text in texts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         scores = torch.empty(len(encoded), len(self.head_names))
         pad_token_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask says what is real
@@ -85,17 +86,21 @@ class RewardModel:
         self.tokenizer.save_pretrained(path)
 
 
-def load_reward_model(path: str | Path, **kwargs: Any) -> RewardModel:
+def load_reward_model(
+    path: str | Path, *, revision: str | None = None, token: str | bool | None = None, **kwargs: Any
+) -> RewardModel:
     """Load what [`RewardModel.save`] or `trainer.save_model` wrote: backbone, adapter, heads, template and pooling.
 
     Args:
-        path: folder or hub name.
+        path: folder, or name of a repository on the hub.
+        revision, token (*optional*): of a hub repository.
         **kwargs: for `from_pretrained`: `dtype` (default: as saved), `device_map`, `quantization_config`, ...
 
     Raises:
         ValueError: no reward model there, a damaged file, or an adapter whose base model is not to be found.
     """
-    return RewardModel(load_folder(str(path), **kwargs), AutoTokenizer.from_pretrained(path))
+    folder = local_folder(path, revision=revision, token=token)
+    return RewardModel(load_folder(folder, **kwargs), AutoTokenizer.from_pretrained(folder))
 
 
 def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *, with_base: bool) -> None:
@@ -114,6 +119,7 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
     if quantization is not None:
         settings["base_quantization"] = quantization.to_dict()
         del config.quantization_config
+    settings["base_revision"] = getattr(config, "_commit_hash", None)  # set by a load from the hub
     setattr(config, CONFIG_KEY, settings)
     config.save_pretrained(path)
     if with_base or not base.config._name_or_path:
@@ -178,17 +184,22 @@ def weight_row(head_names: Sequence[str], weights: Mapping[str, float]) -> Tenso
 
 @dataclass
 class _SharedScores:
-    """Scores of the last batch of texts, so that K reward functions called in turn cost one forward."""
+    """Scores of the last batch of texts, so that K reward functions called in turn cost one forward.
+
+    A function that asks a second time about the same texts gets new scores: the model may have changed.
+    """
 
     model: RewardModel
     batch_size: int
     texts: list[Any] | None = None
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
+    served: set[str] = field(default_factory=set)
 
-    def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any]) -> Tensor:
+    def __call__(self, name: str, prompts: Sequence[Any] | None, completions: Sequence[Any]) -> Tensor:
         texts = list(completions) if prompts is None else [p + c for p, c in zip(prompts, completions, strict=True)]
-        if texts != self.texts:
-            self.scores, self.texts = self.model.score(texts, self.batch_size), texts
+        if texts != self.texts or name in self.served:
+            self.scores, self.texts, self.served = self.model.score(texts, self.batch_size), texts, set()
+        self.served.add(name)
         return self.scores
 
 
@@ -209,7 +220,7 @@ def combine(model: RewardModel, weights: Mapping[str, float], batch_size: int = 
 
 def _reward_function(name: str, shared: _SharedScores, row: Tensor) -> RewardFunction:
     def reward(prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **_: Any) -> list[float]:
-        return (shared(prompts, completions) @ row).tolist()
+        return (shared(name, prompts, completions) @ row).tolist()
 
     reward.__name__ = name
     return reward

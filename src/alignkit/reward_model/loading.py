@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel, TaskType, load_peft_weights
 from safetensors import SafetensorError
 from transformers import (
@@ -13,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from alignkit._compat import keep_cpu_4bit_gradients_right, load_sequence_classifier
 from alignkit.reward_model.modeling import (
@@ -22,6 +25,8 @@ from alignkit.reward_model.modeling import (
     name_heads,
     settings_of,
 )
+
+logger = logging.get_logger(__name__)
 
 
 def load_backbone(path: str, config: PretrainedConfig, *, has_score: bool, **kwargs: Any) -> PreTrainedModel:
@@ -62,6 +67,9 @@ def load_for_training(
         kwargs["device_map"] = None  # every rank holds its own copy; "auto" would spread one over all devices
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    if is_adapter_folder(path):  # of an earlier run: training goes on with the same adapter
+        model: Any = load_folder(path, is_trainable=True, **kwargs)
+        return model, tokenizer or AutoTokenizer.from_pretrained(path)
     config = AutoConfig.from_pretrained(path, **where)
     has_score = is_reward_checkpoint(config)
     if has_score:
@@ -76,6 +84,21 @@ def load_for_training(
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
     return model, tokenizer
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` if nothing can pad a batch; warn if padding and the end of a text look alike.
+
+    Here texts are pooled by the attention mask, so that pad = EOS does no harm. Everyone else who loads the model
+    pools the last token that is not the pad token, and skips the EOS that was scored in training.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has neither a pad_token nor an eos_token to pad with; set tokenizer.pad_token")
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        logger.warning(
+            f"the pad token is the end-of-sequence token {tokenizer.eos_token!r}: alignkit scores such a model right, "
+            "but a plain AutoModel reload, vLLM and SGLang pool one token too early; set another tokenizer.pad_token"
+        )
 
 
 def take_in_model(model: PreTrainedModel | PeftModel, args: Any, peft_config: PeftConfig | None) -> list[str]:
@@ -98,14 +121,25 @@ def take_in_model(model: PreTrainedModel | PeftModel, args: Any, peft_config: Pe
 
 
 def load_folder(
-    path: str, *, dtype: Any = "auto", quantization_config: BitsAndBytesConfig | None = None, **kwargs: Any
+    path: str,
+    *,
+    dtype: Any = "auto",
+    quantization_config: BitsAndBytesConfig | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel | PeftModel:
     """The model of a folder that a trainer or `RewardModel.save` wrote, in evaluation mode.
+
+    Args:
+        path: the folder.
+        dtype: of the backbone, default as saved.
+        quantization_config: of the backbone, default the one that an adapter was trained on.
+        is_trainable: whether an adapter's weights shall require gradients.
 
     Raises:
         ValueError: no reward model there, or an adapter whose base model cannot be found.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs.get("trust_remote_code", False))
     settings = settings_of(config)
     if quantization_config is None and "base_quantization" in settings:
         quantization_config = BitsAndBytesConfig.from_dict(settings["base_quantization"])
@@ -113,17 +147,33 @@ def load_folder(
         kwargs["quantization_config"] = quantization_config
     if not is_reward_checkpoint(config):
         raise ValueError(f"{path} is no reward model: its config names {config.architectures}")
-    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    is_adapter = is_adapter_folder(path)
     source = base_of_adapter(path) if is_adapter else path
+    if is_adapter and settings.get("base_revision") is not None and not Path(source).is_dir():
+        kwargs["revision"] = settings["base_revision"]
     # An adapter brings its own `score`, whatever its base has.
     model = load_backbone(source, config, has_score=not is_adapter, dtype=dtype, **kwargs)
     keep_cpu_4bit_gradients_right(model)
     add_reward_forward(model, score_softcap=settings.get("score_softcap"))
     if not is_adapter:
         return model.eval()
-    adapted = PeftModel.from_pretrained(model, path)
+    adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     restore_adapter_dtypes(adapted, path)
     return adapted.eval()
+
+
+def local_folder(path: str | Path, **hub: Any) -> str:
+    """`path` if it is a folder, else the downloaded copy of the hub repository of that name."""
+    if Path(path).is_dir():
+        return str(path)
+    try:
+        return snapshot_download(str(path), **hub)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{path} is no folder here, and no name of a hub repository") from error
+
+
+def is_adapter_folder(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
 
 
 def restore_adapter_dtypes(model: PeftModel, path: str) -> None:

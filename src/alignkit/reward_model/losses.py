@@ -196,12 +196,12 @@ def positive_weights(keys: Tensor, all_keys: Tensor) -> Tensor:
 
 
 def head_weight_vector(
-    setting: str | Mapping[str, float] | None, head_names: Sequence[str], counts: Mapping[str, float]
+    setting: str | Mapping[str, float] | None, head_names: Sequence[str], data_weights: Mapping[str, float]
 ) -> Tensor | None:
     """Weights `(K,)` of the heads from the setting `head_weights`; None when all are 1.
 
-    `"inverse_count"` is N / (K · n_h), n_h the head's comparisons and N = Σ n_h: every head counts alike, and the mean
-    weight over the data is 1.
+    `"inverse_count"` is W / (K · W_h), W_h the weight of the head's comparisons in the data and W = Σ W_h: every head
+    counts alike in an epoch, and the mean over the data is 1.
 
     Raises:
         ValueError: a dict that does not name exactly the heads, or a head of unknown count.
@@ -212,10 +212,10 @@ def head_weight_vector(
         if {*setting} != {*head_names}:
             raise ValueError(f"head_weights names {sorted(setting)}; it must name exactly the heads {[*head_names]}")
         return torch.tensor([float(setting[name]) for name in head_names])
-    n_h = torch.tensor([float(counts[name]) for name in head_names])
-    if not n_h.all():
+    weights = torch.tensor([float(data_weights[name]) for name in head_names])
+    if not weights.all():
         raise ValueError("head_weights='inverse_count' needs counts, which a stream does not have; give a dict")
-    return n_h.sum() / (len(n_h) * n_h)
+    return weights.sum() / (len(weights) * weights)
 
 
 def _full_precision(scores: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
     ):
         if labels is not None:
             return type(self).forward(self, input_ids, attention_mask, position_ids, labels=labels, **kwargs)
-        if encode_batch_size is None or input_ids is None or len(input_ids) <= encode_batch_size:
+        in_one = encode_batch_size is None or input_ids is None or kwargs.get("past_key_values") is not None
+        if in_one or len(input_ids) <= encode_batch_size:
             return _score_last_tokens(self, input_ids, attention_mask, position_ids, **kwargs)
         logits = _score_in_chunks(self, input_ids, attention_mask, encode_batch_size, **kwargs)
         return SequenceClassifierOutputWithPast(logits=logits)
@@ -136,7 +137,13 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
 
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Scores of every head at every token, `(M, T, K)` float32, in one forward. Padding positions hold no meaning."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = model
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"a {model.active_peft_config.peft_type} adapter adds tokens, whose scores cannot be shown"
+            )
+        base = model.get_base_model()
     outputs = _run_backbone(base, input_ids, attention_mask, None, use_cache=False)
     return _apply_score(base, outputs.last_hidden_state)
 
@@ -149,10 +156,13 @@ def last_positions(attention_mask: Tensor) -> Tensor:
 def _score_last_tokens(model, input_ids, attention_mask, position_ids, **kwargs) -> SequenceClassifierOutputWithPast:
     outputs = _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs)
     hidden = outputs.last_hidden_state  # (M, T, H)
-    if attention_mask is None:
+    if attention_mask is not None:
+        last = last_positions(attention_mask[:, -hidden.shape[1] :])  # a mask may cover a prefix in the cache, too
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+    elif len(hidden) == 1:
         pooled = hidden[:, -1]
     else:
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_positions(attention_mask)]
+        raise ValueError("attention_mask is missing: without it nobody knows where each of several texts ends")
     return SequenceClassifierOutputWithPast(
         logits=_apply_score(model, pooled),
         past_key_values=outputs.past_key_values,
@@ -188,7 +198,8 @@ def _score_in_chunks(model, input_ids: Tensor, attention_mask: Tensor, encode_ba
 def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):
     if position_ids is None and attention_mask is not None:
         # Counting real tokens makes a text's positions the same whichever side is padded.
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        length = (kwargs["inputs_embeds"] if input_ids is None else input_ids).shape[1]
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     backbone = getattr(model, model.base_model_prefix)
     return backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 

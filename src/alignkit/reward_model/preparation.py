@@ -15,6 +15,8 @@ from alignkit.reward_model.report import count_negatives, count_row, loss_summar
 
 logger = logging.get_logger(__name__)
 
+MAX_EVALUATION_COMPARISONS = 50_000_000  # about 13 GiB at the peak of the metrics
+
 
 @dataclass
 class DataSettings:
@@ -26,6 +28,7 @@ class DataSettings:
     use_margin_magnitude: bool
     tier_weights: dict[str, float]
     dataset_num_proc: int | None
+    dataloader_num_workers: int
     stream_retries: int
 
 
@@ -57,14 +60,15 @@ class DataPreparation:
         Raises:
             ValueError: a bad row, missing negatives, a head without data, or nothing left; see the message.
         """
-        if split == "train" and split in self.report:
-            split = "eval_train"  # an evaluation set that the user calls "train"
         if isinstance(dataset, EncodedStream):
             return dataset
+        is_train = split == "train" and split not in self.report
+        while split in self.report:  # an evaluation set called "train", or another one passed to `evaluate`
+            split = f"{split}_again"
         if not isinstance(dataset, Dataset | IterableDataset):
             raise TypeError(f"{split} is a {type(dataset).__name__}; make it a datasets.Dataset or IterableDataset")
         if "text_key" in (dataset.column_names or ()):
-            if split == "train":
+            if is_train:
                 raise ValueError("train is encoded already, by another trainer; give this one the rows it was made of")
             return dataset
         encoder = RowEncoder(
@@ -72,13 +76,18 @@ class DataPreparation:
         )
         report = self.report[split] = new_report(self.head_names)
         self._encode_negatives(encoder, settings)
-        pool = self.negatives if split == "train" else self.eval_negatives
+        pool = self.negatives if is_train else self.eval_negatives
         if isinstance(dataset, IterableDataset):
+            if settings.dataloader_num_workers:
+                raise ValueError(
+                    f"{split} is a stream and dataloader_num_workers={settings.dataloader_num_workers}: what workers "
+                    "drop, trim or find in conflict would not be counted; set it to 0"
+                )
             return self._stream(dataset, encoder, settings, report, pool)
         with PartialState().main_process_first():
             encoded = encode_dataset(dataset, encoder, settings.dataset_num_proc)
         for row in encoded.remove_columns(["input_ids", "text_key"]):
-            count_row(report, row, self.head_names)
+            count_row(report, row, self.head_names, settings.tier_weights)
         encoded = encoded.filter(lambda dropped: not dropped, input_columns="dropped")
         members = _members(encoded.select_columns(["text_key", "member", "member_head"]))
         self._check(split, encoded, members, pool, settings)
@@ -88,9 +97,10 @@ class DataPreparation:
                 f"{split} has a row that", {head for _, head in members}, pool.heads_met(settings.tier_weights)
             )
             count_negatives(report, pool)
-            if split == "train":
+            if is_train:
                 self.negatives = pool
             else:
+                check_evaluation_size(split, len(members), pool)
                 encoded = concatenate_datasets(
                     [encoded, Dataset.from_list(pool.encoded_rows(), features=ENCODED_FEATURES)]
                 )
@@ -166,10 +176,10 @@ class DataPreparation:
         if pool is not None and not members:
             raise ValueError("`negatives` is given but no row of train has the form (text, head); leave it out")
         for name in self.head_names:
-            if not report["comparisons"][name] + report["positives"][name]:
+            if not report["weight"][name]:
                 raise ValueError(
-                    f"head {name!r} has no comparison in the training data, so it cannot learn; add rows for it, or "
-                    f"take it out of head_names {self.head_names}"
+                    f"head {name!r} has no comparison of weight above 0 in the training data, so it cannot learn; add "
+                    f"rows for it, or take it out of head_names {self.head_names}"
                 )
 
     def check_members(self, where: str, heads: Iterable[int], met: set[str] | None) -> None:
@@ -205,7 +215,7 @@ class _StreamRows:
     def __call__(self, row: dict[str, Any]) -> None:
         if row["row"] < self.report["rows"]:  # a later pass over the stream
             return
-        count_row(self.report, row, self.preparation.head_names)
+        count_row(self.report, row, self.preparation.head_names, self.settings.tier_weights)
         lost = row["dropped"] or row["trimmed_tokens"] > 0
         if not row["dropped"]:
             self.preparation.check_members(f"{self.split} row {row['row']}", row["member_head"], self.met)
@@ -226,6 +236,15 @@ class _StreamRows:
         for tier, count in self.pool.conflicts.items():
             counts[tier] = counts.get(tier, 0) + count
         return bool(self.pool.conflicts)
+
+
+def check_evaluation_size(split: str, n_members: int, pool: NegativePool) -> None:
+    """Raise a `ValueError` if every positive meeting every negative is more than an evaluation can hold."""
+    if n_members * len(pool.keys) > MAX_EVALUATION_COMPARISONS:
+        raise ValueError(
+            f"{split}: {n_members} positives times {len(pool.keys)} negatives are more comparisons than the "
+            f"{MAX_EVALUATION_COMPARISONS} an evaluation holds in memory; evaluate on fewer, with select(range(n))"
+        )
 
 
 def _heads_met(pool: NegativePool | None, settings: DataSettings) -> set[str] | None:

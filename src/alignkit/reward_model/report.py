@@ -5,7 +5,7 @@ from typing import Any
 
 from alignkit.reward_model.negatives import NegativePool
 
-COUNTED_PER_HEAD = ("comparisons", "positives", "dropped", "trimmed")
+COUNTED_PER_HEAD = ("comparisons", "positives", "weight", "dropped", "trimmed")
 
 
 def new_report(head_names: list[str]) -> dict[str, Any]:
@@ -13,8 +13,13 @@ def new_report(head_names: list[str]) -> dict[str, Any]:
     return {"rows": 0, **{name: dict.fromkeys(head_names, 0) for name in COUNTED_PER_HEAD}}
 
 
-def count_row(report: dict[str, Any], row: Mapping[str, Any], head_names: list[str]) -> None:
-    """Count an encoded row. A pair or a tie is one comparison; a dropped or trimmed row counts once for each head."""
+def count_row(
+    report: dict[str, Any], row: Mapping[str, Any], head_names: list[str], tier_weights: Mapping[str, float]
+) -> None:
+    """Count an encoded row. A pair or a tie is one comparison; a dropped or trimmed row counts once for each head.
+
+    `weight` is what a row weighs in the loss: its comparisons' weights, or all tiers' weights for a positive.
+    """
     report["rows"] += 1
     heads = {*row["head"], *row["member_head"]}
     for head in heads:
@@ -22,10 +27,12 @@ def count_row(report: dict[str, Any], row: Mapping[str, Any], head_names: list[s
         report["trimmed"][head_names[head]] += int(row["trimmed_tokens"] > 0)
     if row["dropped"]:
         return
-    for head, unit in zip(row["head"], row["unit"], strict=True):
+    for head, unit, weight in zip(row["head"], row["unit"], row["weight"], strict=True):
         report["comparisons"][head_names[head]] += unit
+        report["weight"][head_names[head]] += weight
     for head in row["member_head"]:
         report["positives"][head_names[head]] += 1
+        report["weight"][head_names[head]] += sum(tier_weights.values())
 
 
 def count_negatives(report: dict[str, Any], pool: NegativePool) -> None:

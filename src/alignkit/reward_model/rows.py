@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from numbers import Real
 from typing import Any
 
 Text = str | list[dict[str, Any]] | list[int]
@@ -119,8 +120,9 @@ def head_index(head: Any, head_names: Sequence[str], column: str = "head") -> in
         return 0
     if isinstance(head, str) and head in head_names:
         return list(head_names).index(head)
-    if isinstance(head, int) and not isinstance(head, bool) and 0 <= head < len(head_names):
-        return head
+    # A column of numbers with a null in it comes from pandas as floats.
+    if isinstance(head, Real) and not isinstance(head, bool) and head in range(len(head_names)):
+        return int(float(head))
     raise ValueError(
         f"column {column!r} names the head {head!r}; use one of {list(head_names)}, or a number from 0 to "
         f"{len(head_names) - 1}"
@@ -164,11 +166,13 @@ def _parse_pair(
             margin = abs(difference) if use_margin_magnitude else 0.0
             head = head_index(name, head_names, "head_margins")
             parsed.compare(0, 1, head, difference, weight, margin)
-    elif row.get("head") is None and head_margins is not None:
+    elif row.get("head") is None and head_margins is not None and len(head_names) > 1:
         raise ValueError("every entry of 'head_margins' is null; give at least one head a margin, or drop the row")
     else:
         head = head_index(row.get("head"), head_names)
         margin = _number(row.get("margin"), "margin", default=0.0)
+        if tie and margin:
+            raise ValueError(f"margin is {margin} in a row with tie=true, which has none; make one of the two null")
         parsed.compare(0, 1, head, 0.0 if tie else 1.0, weight, margin)
     return parsed
 
@@ -241,6 +245,6 @@ def _check_text(text: Any, column: str, may_be_empty: bool = False) -> None:
 def _number(value: Any, name: str, default: float | None = None) -> float:
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
     return float(value)

@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.reward_trainer import RewardTrainer
 
 from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, seen_as_single_label
-from alignkit.metrics import MetricSums
+from alignkit.metrics import MetricSums, gather_ragged
 from alignkit.reward_model.batching import ComparisonCollator
 from alignkit.reward_model.card import reward_model_card
 from alignkit.reward_model.comparisons import Comparisons
@@ -29,10 +29,10 @@ from alignkit.reward_model.config import MultiHeadRewardConfig
 from alignkit.reward_model.data import ENCODED_FEATURES
 from alignkit.reward_model.evaluation import EvaluationRecord
 from alignkit.reward_model.export import write_adapter_files
-from alignkit.reward_model.loading import load_for_training, take_in_model
+from alignkit.reward_model.loading import check_special_tokens, load_for_training, take_in_model
 from alignkit.reward_model.losses import LossOutput, head_weight_vector, positive_weights, reward_objective
 from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
-from alignkit.reward_model.modeling import upcast_score
+from alignkit.reward_model.modeling import settings_of, upcast_score
 from alignkit.reward_model.preparation import DataPreparation, DataSettings
 
 HEAD_KEY_FACTOR = 1_000_003
@@ -62,8 +62,6 @@ class MultiHeadRewardTrainer(RewardTrainer):
             `score` is drawn from N(0, 1/(H+1)) with `args.seed`.
         args ([`MultiHeadRewardConfig`], *optional*):
             Configuration.
-        data_collator (*optional*):
-            Default: [`ComparisonCollator`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows of any mixture of the formats in [`alignkit.reward_model.rows`].
         eval_dataset (*optional*):
@@ -80,7 +78,8 @@ class MultiHeadRewardTrainer(RewardTrainer):
     Attributes:
         head_names (`list[str]`): names of the heads.
         data_report (`dict`): per split, what was read, dropped, trimmed or in conflict; plain data.
-        evaluation_report ([`EvaluationReport`]): tables of the last evaluation.
+        evaluation_report ([`EvaluationReport`]): tables of the last evaluation, or None.
+        evaluation_reports (`dict[str, EvaluationReport]`): those of the last evaluation under each metric prefix.
 
     Raises:
         ValueError: bad data or settings, with the split and row, the value, and the fix.
@@ -114,12 +113,16 @@ class MultiHeadRewardTrainer(RewardTrainer):
             model, processing_class = load_for_training(
                 model, args, processing_class, quantization_config=kwargs.pop("quantization_config", None)
             )
+        if processing_class is not None:
+            check_special_tokens(processing_class)
         self.head_names = take_in_model(model, args, kwargs.get("peft_config"))
-        self.evaluation_report: EvaluationReport | None = None
+        self.evaluation_reports: dict[str, EvaluationReport] = {}
         self._tier_weights: dict[str, float] = dict(args.tier_weights)  # type: ignore[arg-type]  # a dict once checked
         self._data = DataPreparation(self.head_names, negatives, eval_negatives)
         self._record: EvaluationRecord | None = None
         self._sums = MetricSums()
+        # The parent does this for a streamed train set only; dispatching cannot join batches of different shapes.
+        args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # an AcceleratorConfig by now
         with seen_as_single_label(model.config, args):
             super().__init__(
                 model=model,
@@ -138,13 +141,16 @@ class MultiHeadRewardTrainer(RewardTrainer):
             self.data_collator = ComparisonCollator(self.processing_class.pad_token_id, multiple)
         # Under "comparisons" the loss is already that of the whole step; under "active_heads" it is per micro-batch.
         self.loss_is_scaled_for_ga = args.reduction == "comparisons"
-        report = self.data_report["train"]
-        counts = {name: report["comparisons"][name] + report["positives"][name] for name in self.head_names}
-        self._head_weights = head_weight_vector(args.head_weights, self.head_names, counts)
+        data_weights = self.data_report["train"]["weight"]
+        self._head_weights = head_weight_vector(args.head_weights, self.head_names, data_weights)
 
     @property
     def data_report(self) -> dict[str, dict[str, Any]]:
         return self._data.report
+
+    @property
+    def evaluation_report(self) -> EvaluationReport | None:
+        return next(reversed(self.evaluation_reports.values()), None)
 
     # ---- Data ----
 
@@ -190,11 +196,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
     def _weigh_positives(self, batches: list[dict[str, Any]]) -> None:
         """Make every distinct (text, head) positive of the step, over all ranks, count once in the regularizer."""
         keys = [batch["text_key"][batch["positive"]] * HEAD_KEY_FACTOR + batch["positive_head"] for batch in batches]
-        all_keys = torch.cat(keys)
-        if self.accelerator.num_processes > 1:
-            sizes = self.accelerator.gather(torch.tensor([len(all_keys)], device=all_keys.device)).tolist()
-            rows = self.accelerator.gather(torch.nn.functional.pad(all_keys, (0, max(sizes) - len(all_keys)))[None])
-            all_keys = torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
+        all_keys = gather_ragged(self.accelerator, torch.cat(keys))
         for batch, key in zip(batches, keys, strict=True):
             batch["positive_weight"] = positive_weights(key, all_keys)
 
@@ -244,7 +246,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
         def per_head(values: Tensor) -> Tensor:
             return values.new_zeros(len(self.head_names)).index_add(0, comparisons.head, values)
 
-        correct = (objective.gap > 0).float() + 0.5 * (objective.gap == 0).float()
+        correct = (1 + objective.gap.sign()) / 2 + 0.0 * objective.gap  # the last term keeps NaN, which has no sign
         units = per_head(comparisons.unit)
         for name, values in (("accuracy", correct), ("margin", objective.gap)):
             totals = per_head(comparisons.unit * values)
@@ -283,7 +285,8 @@ class MultiHeadRewardTrainer(RewardTrainer):
         record, self._record = self._record, None
         evaluation = record.assemble(self._data.eval_negatives, tier_weights=self._tier_weights)
         comparisons, tier_names = evaluation.comparisons, [*self._tier_weights, None]  # -1, no tier, reads the last
-        self.evaluation_report = evaluation_report(
+        self.evaluation_reports.pop(metric_key_prefix, None)  # so that the last entry is the last evaluation
+        report = self.evaluation_reports[metric_key_prefix] = evaluation_report(
             evaluation.scores,
             comparisons.winner,
             comparisons.loser,
@@ -295,7 +298,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
         )
         loss = self._objective(evaluation.scores, vars(evaluation)).loss.item()
         metrics = {**(output.metrics or {}), f"{metric_key_prefix}_loss": loss}
-        return output._replace(metrics=metrics | self.evaluation_report.flat(metric_key_prefix))
+        return output._replace(metrics=metrics | report.flat(metric_key_prefix))
 
     # ---- Saving ----
 
@@ -317,8 +320,9 @@ class MultiHeadRewardTrainer(RewardTrainer):
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or ())],
             head_names=self.head_names,
             data_report=self.data_report,
-            evaluation=self.evaluation_report.heads if self.evaluation_report else None,
+            evaluations={name: report.heads for name, report in self.evaluation_reports.items()},
             step=self.state.global_step,
+            score_softcap=settings_of(self.accelerator.unwrap_model(self.model).config).get("score_softcap"),
             args=args,
         )
         card.save(Path(output_dir) / "README.md")
