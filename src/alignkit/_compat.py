@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from trl.trainer.reward_trainer import suppress_seqcls_warning
@@ -93,7 +94,7 @@ def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_process_count(args: Any) -> None:
+def check_process_count(device: torch.device, world_size: int) -> None:
     """Refuse to train alone on a CPU where several processes were asked for.
 
     `accelerate launch --cpu --num_processes 2` starts one process; all that is left of the 2 is a `MASTER_ADDR` with
@@ -102,7 +103,7 @@ def check_process_count(args: Any) -> None:
     Raises:
         ValueError: in both cases, with the command that does start several processes.
     """
-    if args.device.type != "cpu" or args.world_size > 1:
+    if device.type != "cpu" or world_size > 1:
         return
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     lost = (

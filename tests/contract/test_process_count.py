@@ -1,7 +1,5 @@
 """What accelerate's launcher leaves in the environment, by which a lost process is noticed."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
@@ -10,7 +8,7 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from alignkit._compat import check_process_count
 
 VARIABLES = ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE")
-ALONE_ON_CPU = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -35,21 +33,21 @@ def launcher_environment(monkeypatch):
 def test_two_cpu_processes_of_which_accelerate_starts_one_are_noticed(launcher_environment):
     launcher_environment(2)
     with pytest.raises(ValueError, match=r"several CPU processes .*torchrun"):
-        check_process_count(ALONE_ON_CPU)
+        check_process_count(CPU, world_size=1)
 
 
 def test_one_process_started_by_accelerate_passes(launcher_environment):
     launcher_environment(1)
-    check_process_count(ALONE_ON_CPU)
+    check_process_count(CPU, world_size=1)
 
 
 def test_a_torchrun_process_that_trains_alone_is_noticed(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 CPU processes"):
-        check_process_count(ALONE_ON_CPU)
+        check_process_count(CPU, world_size=1)
 
 
 def test_a_process_among_others_and_a_process_on_a_gpu_pass(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_process_count(SimpleNamespace(device=torch.device("cpu"), world_size=2))
-    check_process_count(SimpleNamespace(device=torch.device("cuda"), world_size=1))
+    check_process_count(CPU, world_size=2)
+    check_process_count(torch.device("cuda"), world_size=1)

@@ -108,7 +108,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultiHeadRewardConfig(f"{name.split('/')[-1]}-MultiHeadReward")
-        check_process_count(args)
+        check_process_count(args.device, args.world_size)
         if isinstance(model, str):
             model, processing_class = load_for_training(
                 model, args, processing_class, quantization_config=kwargs.pop("quantization_config", None)
