@@ -58,13 +58,15 @@ class ScriptArguments:
 class EveryHeadRegularized(MultiHeadRewardTrainer):
     """A fault, made on purpose: the regulariser reads every head's score of a positive, not its own head's alone."""
 
-    def _objective(self, scores, batch, **step):
+    def compute_reward_loss(self, scores, batch, **step):
         n_heads = scores.shape[1]
         if step.get("positive_weight") is not None:
             step["positive_weight"] = step["positive_weight"].repeat_interleave(n_heads) / n_heads
         positive = batch["positive"].repeat_interleave(n_heads)
         every_head = torch.arange(n_heads, device=positive.device).repeat(len(batch["positive"]))
-        return super()._objective(scores, {**batch, "positive": positive, "positive_head": every_head}, **step)
+        return super().compute_reward_loss(
+            scores, {**batch, "positive": positive, "positive_head": every_head}, **step
+        )
 
 
 VARIANTS = {

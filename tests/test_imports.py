@@ -24,6 +24,7 @@ LEVELS = {
         "reward_model.losses",
         "reward_model.metrics",
         "reward_model.separation",
+        "reward_model.training_metrics",
     ],
     1: [
         "_compat",

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from alignkit.reward_model.comparisons import Comparisons, tiered_comparisons
+from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
 from alignkit.reward_model.negatives import NegativePool
 
 COMPARISON_FIELDS = ("head", "weight", "margin", "unit", "tier")
@@ -30,6 +31,20 @@ class EvaluationSet:
     comparisons: Comparisons
     positive: Tensor
     positive_head: Tensor
+
+    def report(self, head_names: list[str], tier_names: list[str]) -> EvaluationReport:
+        """All metrics. Each pair and each positive counts once: weights are the loss's alone."""
+        names = [*tier_names, None]  # -1, no tier, reads the last
+        return evaluation_report(
+            self.scores,
+            self.comparisons.winner,
+            self.comparisons.loser,
+            self.comparisons.head,
+            self.comparisons.unit,
+            head_names=head_names,
+            lengths=self.lengths,
+            tiers=[names[tier] for tier in self.comparisons.tier.tolist()],
+        )
 
 
 @dataclass

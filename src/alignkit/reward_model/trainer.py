@@ -24,16 +24,16 @@ from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right,
 from alignkit.metrics import MetricSums, gather_ragged
 from alignkit.reward_model.batching import ComparisonCollator
 from alignkit.reward_model.card import reward_model_card
-from alignkit.reward_model.comparisons import Comparisons
 from alignkit.reward_model.config import MultiHeadRewardConfig
 from alignkit.reward_model.data import ENCODED_FEATURES
 from alignkit.reward_model.evaluation import EvaluationRecord
 from alignkit.reward_model.export import write_adapter_files
 from alignkit.reward_model.loading import check_special_tokens, load_for_training, take_in_model
 from alignkit.reward_model.losses import LossOutput, head_weight_vector, positive_weights, reward_objective
-from alignkit.reward_model.metrics import EvaluationReport, evaluation_report
+from alignkit.reward_model.metrics import EvaluationReport
 from alignkit.reward_model.modeling import settings_of, upcast_score
 from alignkit.reward_model.preparation import DataPreparation, DataSettings
+from alignkit.reward_model.training_metrics import add_step, named_metrics
 
 HEAD_KEY_FACTOR = 1_000_003
 
@@ -210,10 +210,10 @@ class MultiHeadRewardTrainer(RewardTrainer):
             encode_batch_size=self.args.encode_batch_size,
         )
         if self.model.training:
-            objective = self._objective(
+            objective = self.compute_reward_loss(
                 outputs.logits, inputs, total_weight=num_items_in_batch, positive_weight=inputs.get("positive_weight")
             )
-            self._add_metrics(outputs.logits, inputs, objective)
+            add_step(self._sums, outputs.logits, inputs["comparisons"], objective, inputs["attention_mask"])
             # Gradients are averaged over ranks; the sum over all comparisons is wanted.
             scale = self.accelerator.num_processes if self.args.reduction == "comparisons" else 1
             loss = objective.loss * scale
@@ -223,7 +223,11 @@ class MultiHeadRewardTrainer(RewardTrainer):
             loss = outputs.logits.sum() * 0.0  # the loss of an evaluation is computed once, from all its scores
         return (loss, outputs) if return_outputs else loss
 
-    def _objective(self, scores: Tensor, batch: dict[str, Any], **step: Any) -> LossOutput:
+    def compute_reward_loss(self, scores: Tensor, batch: dict[str, Any], **step: Any) -> LossOutput:
+        """What is trained, from the scores `(M, K)` of a batch. Override it for another loss.
+
+        `step` holds the divisors of the whole optimiser step: `total_weight` and `positive_weight`.
+        """
         return reward_objective(
             scores,
             batch["comparisons"],
@@ -239,37 +243,12 @@ class MultiHeadRewardTrainer(RewardTrainer):
 
     # ---- Metrics ----
 
-    @torch.no_grad()
-    def _add_metrics(self, scores: Tensor, batch: dict[str, Any], objective: LossOutput) -> None:
-        comparisons: Comparisons = batch["comparisons"]
-
-        def per_head(values: Tensor) -> Tensor:
-            return values.new_zeros(len(self.head_names)).index_add(0, comparisons.head, values)
-
-        correct = (1 + objective.gap.sign()) / 2 + 0.0 * objective.gap  # the last term keeps NaN, which has no sign
-        units = per_head(comparisons.unit)
-        for name, values in (("accuracy", correct), ("margin", objective.gap)):
-            totals = per_head(comparisons.unit * values)
-            self._sums.add_mean(name, totals.sum()[None], units.sum()[None])
-            self._sums.add_mean(f"head/{name}", totals, units)
-        losses = per_head(comparisons.weight * objective.per_comparison)
-        self._sums.add_mean("head/loss", losses, per_head(comparisons.weight))
-        self._sums.add_mean("mean_reward", scores.sum()[None], scores.new_tensor([scores.numel()]))
-        self._sums.add_extremes("reward", scores.amin()[None], scores.amax()[None])
-        self._sums.add_total("num_tokens", batch["attention_mask"].sum()[None])
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
-            metrics = self._sums.pop(self.accelerator)
-            self._total_train_tokens += int(metrics.pop("num_tokens", [0])[0]) // self._tp_size
-            for name, values in metrics.items():
-                if name.startswith("head/"):
-                    named = zip(self.head_names, values, strict=True)
-                    logs.update({f"{head}/{name[5:]}": value for head, value in named if value == value})
-                else:
-                    logs[name] = values[0]
+            metrics = named_metrics(self._sums.pop(self.accelerator), self.head_names)
             if metrics:
-                logs["num_tokens"] = self._total_train_tokens
+                self._total_train_tokens += int(metrics["num_tokens"]) // self._tp_size
+                logs.update(metrics, num_tokens=self._total_train_tokens)
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -284,19 +263,10 @@ class MultiHeadRewardTrainer(RewardTrainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         record, self._record = self._record, None
         evaluation = record.assemble(self._data.eval_negatives, tier_weights=self._tier_weights)
-        comparisons, tier_names = evaluation.comparisons, [*self._tier_weights, None]  # -1, no tier, reads the last
+        report = evaluation.report(self.head_names, list(self._tier_weights))
         self.evaluation_reports.pop(metric_key_prefix, None)  # so that the last entry is the last evaluation
-        report = self.evaluation_reports[metric_key_prefix] = evaluation_report(
-            evaluation.scores,
-            comparisons.winner,
-            comparisons.loser,
-            comparisons.head,
-            comparisons.unit,
-            head_names=self.head_names,
-            lengths=evaluation.lengths,
-            tiers=[tier_names[tier] for tier in comparisons.tier.tolist()],
-        )
-        loss = self._objective(evaluation.scores, vars(evaluation)).loss.item()
+        self.evaluation_reports[metric_key_prefix] = report
+        loss = self.compute_reward_loss(evaluation.scores, vars(evaluation)).loss.item()
         metrics = {**(output.metrics or {}), f"{metric_key_prefix}_loss": loss}
         return output._replace(metrics=metrics | report.flat(metric_key_prefix))
 
