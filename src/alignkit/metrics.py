@@ -31,7 +31,7 @@ class MetricSums:
 
     def add_mean(self, name: str, total: Tensor, count: Tensor) -> None:
         """Add sums `(n,)` and their counts `(n,)`; the metric is Σ total / Σ count."""
-        pair = torch.stack([total, count.expand_as(total)]).detach().double()
+        pair = _exact(torch.stack([total, count.expand_as(total)]))
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def add_total(self, name: str, total: Tensor) -> None:
@@ -40,7 +40,7 @@ class MetricSums:
 
     def add_extremes(self, name: str, low: Tensor, high: Tensor) -> None:
         """Add minima and maxima `(n,)`, read as `min_<name>` and `max_<name>`."""
-        pair = torch.stack([low, -high]).detach().double()
+        pair = _exact(torch.stack([low, -high]))
         self._lows[name] = torch.minimum(self._lows[name], pair) if name in self._lows else pair
 
     def pop(self, accelerator: Any) -> dict[str, list[float]]:
@@ -61,3 +61,8 @@ class MetricSums:
             metrics[f"min_{name}"], metrics[f"max_{name}"] = low.tolist(), (-minus_high).tolist()
         self._sums, self._lows = {}, {}
         return metrics
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64, so that token counts stay whole numbers; in float32 on Apple's GPUs, which have no more."""
+    return values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64)

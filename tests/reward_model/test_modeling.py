@@ -1,5 +1,6 @@
 """Pooling by mask, a float32 head over any backbone, names and initial weights of the heads."""
 
+import logging
 import math
 
 import pytest
@@ -170,12 +171,17 @@ def test_fresh_heads_have_std_one_over_root_of_hidden_plus_one_and_depend_on_the
     assert not torch.equal(first.score.weight, second.score.weight)
 
 
-def test_default_label_names_of_the_right_count_are_renamed_and_the_weights_kept(make_config):
+def test_default_label_names_of_the_right_count_are_renamed_and_the_weights_kept_with_one_log_line(
+    make_config, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("alignkit"), "propagate", True)
     model = build("qwen2")
     before = model.score.weight.clone()
     assert take_in_model(model, make_config(HEADS), None) == HEADS
     assert model.config.id2label == dict(enumerate(HEADS))
     assert model.config.problem_type == "regression"
+    (record,) = caplog.records
+    assert "LABEL_0" in record.message and "clear" in record.message and "kept" in record.message
     assert torch.equal(model.score.weight, before)
 
 
