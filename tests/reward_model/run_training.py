@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -81,7 +82,7 @@ def main() -> None:
         tiny_sequence_classifier(heads, seed=1),
         args,
         train_dataset=train,
-        eval_dataset=evaluation,
+        eval_dataset={"whole": evaluation, "streamed": IterableDataset.from_generator(evaluation.__iter__)},
         processing_class=byte_tokenizer(),
         callbacks=callbacks,
         **negatives,

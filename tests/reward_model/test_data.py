@@ -1,5 +1,6 @@
 """Texts to token ids: special tokens once, prompts shortened and nothing else, drops counted, streams that fail."""
 
+import json
 import logging
 
 import pytest
@@ -396,3 +397,25 @@ def test_rows_lost_from_a_stream_are_counted_over_its_first_pass_and_logged(libr
     assert preparation.report["train"]["dropped"] == {"tidy": 3}
     assert "train: 2 rows so far; dropped: tidy 1" in library_log.text
     assert "train: 4 rows so far; dropped: tidy 2" in library_log.text
+
+
+def test_every_epoch_of_a_shuffled_stream_has_its_own_order():
+    rows = [pair(f"row {i}", "x") for i in range(20)]
+    source = IterableDataset.from_generator(lambda: iter(rows)).shuffle(seed=0, buffer_size=20)
+    stream = EncodedStream(source, encoder())
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        orders.append(chosen_texts(stream))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_tools_given_as_json_are_those_given_as_objects():
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+    template = "{% for tool in tools or [] %}{{ tool['function']['name'] }}{% endfor %}" + CHAT_TEMPLATE
+    encode = encoder(tokenizer=byte_tokenizer(chat_template=template))
+    answers = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    row = {"prompt": MESSAGES, **answers, "head": HEADS[0]}
+    with_tools = [encode({**row, "tools": tools}, 0)["input_ids"] for tools in ([tool], json.dumps([tool]))]
+    assert with_tools[0] == with_tools[1] != encode(row, 0)["input_ids"]

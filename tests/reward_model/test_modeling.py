@@ -21,35 +21,19 @@ from alignkit.tasks.toy import byte_tokenizer, generate, tiny_sequence_classifie
 
 HEADS = ["clear", "kind", "brief"]
 SMALL = {"vocab_size": 259, "pad_token_id": 256, "eos_token_id": 258, "num_labels": 3}
+DECODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    **SMALL,
+}
 ARCHITECTURES = {
     "llama": None,
-    "qwen2": Qwen2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        **SMALL,
-    ),
-    "qwen3": Qwen3Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        head_dim=8,
-        **SMALL,
-    ),
-    "gemma3": Gemma3TextConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=16,
-        **SMALL,
-    ),
+    "qwen2": Qwen2Config(**DECODER),
+    "qwen3": Qwen3Config(head_dim=8, **DECODER),
+    "gemma3": Gemma3TextConfig(head_dim=8, sliding_window=16, **DECODER),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, **SMALL),
 }
 

@@ -36,6 +36,9 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, data):
             del entry["num_tokens"], entry["mean_reward"]
         assert ours == pytest.approx(theirs, abs=1e-5, nan_ok=True)
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    for name, value in one["metrics"].items():  # a streamed evaluation set is the same set
+        if name.startswith("eval_whole"):
+            assert one["metrics"][name.replace("whole", "streamed")] == pytest.approx(value, abs=1e-5)
     weights = [load_file(tmp_path / ranks / "final" / "model.safetensors") for ranks in ("1", "2")]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=1e-6)

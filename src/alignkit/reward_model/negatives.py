@@ -149,9 +149,10 @@ class NegativePool:
         """The batch with these negatives as further texts, and their comparisons with the batch's members."""
         if not len(batch["member"]):
             return batch
-        device = batch["input_ids"].device
-        member, member_head = batch["member"].cpu(), batch["member_head"].cpu()
-        keys = batch["text_key"].tolist()
+        device, n_texts = batch["input_ids"].device, len(batch["text_key"])
+        packed = torch.cat([batch["text_key"], batch["member"], batch["member_head"]]).cpu()  # one wait for the GPU
+        keys = packed[:n_texts].tolist()
+        member, member_head = packed[n_texts:].chunk(2)
         members = [(keys[text], head) for text, head in zip(member.tolist(), member_head.tolist(), strict=True)]
         # A stream's positives are not known beforehand, so its conflicts show only here.
         pool = self.without_conflicts(members, on_conflict=on_conflict)
