@@ -224,3 +224,29 @@ def test_active_heads_depends_on_the_split_and_comparisons_does_not(make_trainer
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert (losses[0] == pytest.approx(losses[1], abs=1e-6)) == (reduction == "comparisons")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_resumed_run_ends_in_the_weights_of_one_that_went_through(make_trainer, lora):
+    def trained(resume: bool):
+        adapter = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", lora_dropout=0.2) if lora else None
+        trainer = make_trainer(
+            HEADS, preference_pairs(16), peft_config=adapter, max_steps=4, save_strategy="steps", save_steps=2
+        )
+        trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2" if resume else None)
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+    whole, resumed = trained(resume=False), trained(resume=True)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_a_run_is_a_reward_model(make_trainer):
+    adapter = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear")
+    trainer = make_trainer(
+        HEADS, preference_pairs(8), peft_config=adapter, max_steps=2, save_strategy="steps", save_steps=2
+    )
+    trainer.train()
+    texts = ["one text", "another"]
+    checkpoint = load_reward_model(f"{trainer.args.output_dir}/checkpoint-2")
+    assert torch.equal(checkpoint.score(texts), RewardModel(trainer.model, trainer.processing_class).score(texts))
