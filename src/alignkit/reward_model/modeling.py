@@ -92,7 +92,7 @@ def find_score(model: PreTrainedModel) -> Any:
 def initialize_score(model: PreTrainedModel, seed: int) -> None:
     """Draw `score` from N(0, 1/(H+1)) with a generator of its own: scores of unit size, from the seed alone.
 
-    Source: Stiennon et al. (2020), arXiv 2009.01325, appendix B.1.
+    Source: Stiennon et al. (2020), arXiv 2009.01325.
     """
     weight = find_score(model).weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
