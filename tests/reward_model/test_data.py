@@ -3,6 +3,7 @@
 import json
 import logging
 
+import aiohttp
 import pytest
 from datasets import Dataset, IterableDataset
 from tokenizers import processors
@@ -315,12 +316,27 @@ def stream(source: Flaky, **arguments) -> EncodedStream:
     return EncodedStream(IterableDataset.from_generator(rows), encoder(max_length=64), **arguments)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Streams here do not need the seconds that a server needs to come back."""
+    monkeypatch.setattr("alignkit.reward_model.data.FIRST_PAUSE_S", 0.001)
+
+
 def chosen_texts(rows) -> list[str]:
     return [byte_tokenizer().decode(row["input_ids"][0], skip_special_tokens=True) for row in rows]
 
 
 @pytest.mark.parametrize("failing", [[0], [3], [0, 3], [2, 5]])
-@pytest.mark.parametrize("error", [OSError("disk"), ConnectionError("reset"), TimeoutError("slow")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("disk"),
+        ConnectionError("reset"),
+        TimeoutError("slow"),
+        RuntimeError("gone"),
+        aiohttp.ServerDisconnectedError(),
+    ],
+)
 def test_a_stream_that_fails_and_recovers_loses_and_repeats_no_row(failing, error):
     rows = list(stream(Flaky(6, failing, error)))
     assert chosen_texts(rows) == [f"good {number}" for number in range(6)]

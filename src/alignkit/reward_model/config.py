@@ -67,7 +67,7 @@ class MultiHeadRewardConfig(RewardConfig):
         share_prefix (`bool`, *optional*, defaults to `True`):
             Whether completions of one prompt may share the prompt's computation. Scores do not change. Not used yet.
         stream_retries (`int`, *optional*, defaults to `3`):
-            How often in a row a streaming dataset that fails with an I/O error is reopened before the error is raised.
+            How often in a row a streaming dataset that fails is reopened before the error is raised.
 
     `logging_nan_inf_filter` defaults to `False`, so that a run that diverges shows it.
     """
@@ -120,9 +120,7 @@ class MultiHeadRewardConfig(RewardConfig):
     share_prefix: bool = field(
         default=True, metadata={"help": "Whether completions of one prompt may share its computation. Not used yet."}
     )
-    stream_retries: int = field(
-        default=3, metadata={"help": "Reopenings in a row of a streaming dataset that fails with an I/O error."}
-    )
+    stream_retries: int = field(default=3, metadata={"help": "Reopenings in a row of a streaming dataset that fails."})
 
     # The parent's default shows a step whose loss is NaN as the mean of the steps before it, at first as 0.
     logging_nan_inf_filter: bool = field(

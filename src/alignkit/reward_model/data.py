@@ -9,8 +9,10 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
+import aiohttp
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
+from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -32,9 +34,9 @@ ENCODED_FEATURES = Features(
         "dropped": Value("bool"),
     }
 )
-# What reading a stream can raise for reasons that may pass: connection errors and time-outs are OSErrors, and datasets
-# turns the errors of its HTTP clients into ConnectionErrors. Anything else is a fault of the data or the code.
-STREAM_ERRORS = (OSError,)
+# What a source can raise for reasons that may pass: connection errors and time-outs are OSErrors, the HTTP clients of
+# fsspec and of the hub have their own, and generators of users tend to raise RuntimeError. Bad rows are ValueErrors.
+STREAM_ERRORS = (OSError, RuntimeError, aiohttp.ClientError, HTTPError)
 FIRST_PAUSE_S = 0.5  # before a stream is reopened; doubled at every further failure in a row
 
 

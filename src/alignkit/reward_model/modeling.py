@@ -62,7 +62,9 @@ def adopt_head_names(config: PretrainedConfig, names: Sequence[str] | None, sour
             "or start from a checkpoint without a reward head"
         )
     elif list(names) != present:
-        logger.warning(f"{source}: default head names {present} are now {list(names)}; the weights of `score` are kept")
+        logger.warning(
+            f"{source}: default head names {present} are now {list(names)}; the weights of `score` are kept"
+        )
     name_heads(config, names)
     return list(names)
 
