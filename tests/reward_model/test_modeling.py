@@ -14,6 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from alignkit.reward_model import RewardModel, load_reward_model
 from alignkit.reward_model.data import encode_text
 from alignkit.reward_model.loading import take_in_model
 from alignkit.reward_model.modeling import add_reward_forward, initialize_score, last_positions, token_scores
@@ -113,7 +114,7 @@ def test_several_texts_without_an_attention_mask_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_prompt_learning_adapters_score_alike_for_either_padding_and_cannot_be_probed(kind):
+def test_prompt_learning_adapters_score_alike_for_either_padding_and_cannot_be_probed(kind, make_config):
     settings = {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}
     config = PrefixTuningConfig(**settings) if kind == "prefix" else PromptTuningConfig(**settings)
     torch.manual_seed(0)
@@ -123,6 +124,21 @@ def test_prompt_learning_adapters_score_alike_for_either_padding_and_cannot_be_p
     torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be shown"):
         token_scores(model, **padded(TEXTS, "right", 256))
+    with pytest.raises(ValueError, match="cannot split a batch under a"):
+        take_in_model(model, make_config(HEADS, encode_batch_size=2), None)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_prompt_learning_adapters_are_saved_whole_and_refuse_to_be_merged(kind, tmp_path):
+    settings = {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}
+    config = PrefixTuningConfig(**settings) if kind == "prefix" else PromptTuningConfig(**settings)
+    torch.manual_seed(0)
+    model = RewardModel(get_peft_model(build("llama"), config).eval(), byte_tokenizer())
+    before = model.score(TEXTS)
+    model.save(tmp_path / "full")
+    torch.testing.assert_close(load_reward_model(tmp_path / "full").score(TEXTS), before, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"cannot be merged.*save form='full'"):
+        model.save(tmp_path / "merged", form="merged")
 
 
 def test_only_pooled_rows_reach_score():

@@ -142,6 +142,26 @@ def test_an_adapter_form_needs_an_adapter_and_an_unknown_form_is_named(trained, 
         RewardModel(plain.model, plain.processing_class).save(tmp_path / "x", form="tarball")
 
 
+def test_an_adapter_is_found_from_any_folder_and_a_lost_base_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = trained(model="causal", peft_config=LoraConfig(**LORA))  # a relative path
+    before = scores_of(trainer)
+    trainer.save_model(str(tmp_path / "saved"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(load_reward_model(tmp_path / "saved").score(TEXTS), before)
+    (tmp_path / "causal").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"is an adapter of .*causal.*save the adapter with form='full'"):
+        load_reward_model(tmp_path / "saved")
+
+
+def test_one_text_instead_of_a_list_is_refused(trained):
+    model = RewardModel(trained().model, byte_tokenizer(chat_template=CHAT_TEMPLATE))
+    for texts in ("one text", [{"role": "user", "content": "hi"}], [""]):
+        with pytest.raises(ValueError, match=r"must be a list of texts.*wrap one text in \[\]"):
+            model.score(texts)
+
+
 def test_training_goes_on_with_a_saved_adapter_given_by_path(trained, make_trainer, tmp_path):
     first = trained(peft_config=LoraConfig(**LORA))
     first.save_model(str(tmp_path / "saved"))

@@ -193,6 +193,18 @@ def test_inverse_count_weighs_a_positive_by_the_tiers_it_meets(make_trainer):
     torch.testing.assert_close(trainer._head_weights, torch.tensor([14 / (2 * 7), 14 / (2 * 7)]))
 
 
+def test_inverse_count_weighs_a_positive_by_the_tiers_of_its_own_head(make_trainer):
+    texts = Dataset.from_list([{"text": f"text {i}", "head": HEADS[i % 2]} for i in range(8)])
+    negatives = Dataset.from_list(
+        [{"text": "near", "tier": "soft", "heads": ["tidy"]}, {"text": "far", "tier": "far", "heads": None}]
+    )
+    trainer = make_trainer(
+        HEADS, texts, negatives=negatives, tier_weights={"soft": 2.0, "far": 1.0}, head_weights="inverse_count"
+    )
+    assert trainer.data_report["train"]["weight"] == {"tidy": 12.0, "short": 4.0}
+    torch.testing.assert_close(trainer._head_weights, torch.tensor([16 / (2 * 12), 16 / (2 * 4)]))
+
+
 def test_every_step_draws_other_negatives_and_a_seed_the_same(make_trainer):
     train, negatives, _, _ = corpus_membership(n_per_style=8)
 

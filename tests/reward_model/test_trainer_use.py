@@ -169,6 +169,21 @@ def test_a_model_that_diverged_shows_it_in_the_log(make_trainer):
     assert torch.tensor([logged["loss"], logged["accuracy"], logged["margin"]]).isnan().all()
 
 
+def test_the_last_log_of_a_run_has_the_last_steps_metrics_also_after_an_evaluation(make_trainer):
+    trainer = make_trainer(
+        HEADS,
+        preference_pairs(8),
+        eval_dataset=preference_pairs(4, seed=2),
+        max_steps=3,
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+    trainer.train()
+    last = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
+    assert {"accuracy", "margin", "num_tokens"} <= {*last}
+
+
 def test_another_evaluation_keeps_the_report_of_the_trainers_own_set(make_trainer):
     trainer = make_trainer(HEADS, preference_pairs(8), eval_dataset=preference_pairs(6, seed=2))
     trainer.evaluate(preference_pairs(2, seed=3))

@@ -1,6 +1,7 @@
 """Using a trained reward model: load, score, save in three forms, fold into one head, hand to a policy trainer."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,14 @@ class RewardModel:
 
         The order and the batch size do not matter: texts are scored in batches of similar length and put back.
         `chat_template_kwargs` (`tools=...`, say) go to the chat template, as a row's own do in training.
+
+        Raises:
+            ValueError: one text instead of a list of them, or an empty one.
         """
+        if isinstance(texts, str) or not all(texts) or any(isinstance(text, dict) for text in texts):
+            raise ValueError(
+                f"texts must be a list of texts, none of them empty, got {texts!r:.80}; wrap one text in []"
+            )
         encoded = [encode_text(self.tokenizer, text, **chat_template_kwargs) for text in texts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         scores = torch.empty(len(encoded), len(self.head_names))
@@ -111,6 +119,10 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
     if not isinstance(model, PeftModel):
         return
     base: Any = model.get_base_model()
+    source, adapter_file = base.config._name_or_path, Path(path) / "adapter_config.json"
+    if source and Path(source).is_dir():  # an absolute path is found again from any folder
+        adapter = json.loads(adapter_file.read_text()) | {"base_model_name_or_path": str(Path(source).absolute())}
+        adapter_file.write_text(json.dumps(adapter, indent=2, sort_keys=True))
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
     config.dtype = base.dtype
@@ -129,18 +141,28 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
 
 
 def plain_base(model: PeftModel) -> PreTrainedModel:
-    """The base model without any trace of the adapter; the adapter itself is untouched."""
-    return copy.deepcopy(model).unload()
+    """A copy of the base model without any trace of the adapter."""
+    copied = copy.deepcopy(model)
+    if not model.active_peft_config.is_prompt_learning:
+        return copied.unload()
+    base: Any = copied.get_base_model()
+    base.score = base.score.original_module  # all that a prompt-learning adapter has put into it
+    return base
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """A plain model with the adapter merged in; the argument is untouched.
 
     Raises:
-        ValueError: a quantised base, into which a merge would round the adapter away.
+        ValueError: a quantised base, into which a merge would round the adapter away, or a prompt-learning adapter.
     """
     if not isinstance(model, PeftModel):
         return model
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"a {model.active_peft_config.peft_type} adapter adds tokens and cannot be merged; save form='full' or "
+            "'adapter', and use `combine` in place of `export_scalar`"
+        )
     if getattr(model.get_base_model(), "is_quantized", False):
         raise ValueError(
             "merging into a quantised base would round the adapter away; save form='adapter', load that with "

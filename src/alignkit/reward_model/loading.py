@@ -15,12 +15,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from alignkit._compat import keep_cpu_4bit_gradients_right, load_sequence_classifier
 from alignkit.reward_model.modeling import (
     add_reward_forward,
     adopt_head_names,
+    find_score,
     initialize_score,
     name_heads,
     settings_of,
@@ -67,9 +68,11 @@ def load_for_training(
         kwargs["device_map"] = None  # every rank holds its own copy; "auto" would spread one over all devices
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
-    if is_adapter_folder(path):  # of an earlier run: training goes on with the same adapter
-        model: Any = load_folder(path, is_trainable=True, **kwargs)
-        return model, tokenizer or AutoTokenizer.from_pretrained(path)
+    if find_adapter_config_file(path, revision=where.get("revision")) is not None:
+        # The adapter of an earlier run: training goes on with it.
+        folder = local_folder(path, revision=kwargs.pop("revision", None))
+        model: Any = load_folder(folder, is_trainable=True, **kwargs)
+        return model, tokenizer or AutoTokenizer.from_pretrained(folder)
     config = AutoConfig.from_pretrained(path, **where)
     has_score = is_reward_checkpoint(config)
     if has_score:
@@ -113,7 +116,13 @@ def take_in_model(model: PreTrainedModel | PeftModel, args: Any, peft_config: Pe
             f"the adapter's task_type is {adapter.task_type!r}; a reward model needs task_type='SEQ_CLS', which "
             "trains and saves `score` with the adapter"
         )
+    if adapter is not None and adapter.is_prompt_learning and args.encode_batch_size is not None:
+        raise ValueError(
+            f"encode_batch_size={args.encode_batch_size} cannot split a batch under a {adapter.peft_type} adapter, "
+            "whose tokens come with the whole batch; leave it out, or use another adapter"
+        )
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    find_score(base)
     names = adopt_head_names(base.config, args.head_names, type(base).__name__)
     kept_softcap = settings_of(base.config).get("score_softcap")
     add_reward_forward(base, score_softcap=kept_softcap if args.score_softcap is None else args.score_softcap)
@@ -151,12 +160,25 @@ def load_folder(
     source = base_of_adapter(path) if is_adapter else path
     if is_adapter and settings.get("base_revision") is not None and not Path(source).is_dir():
         kwargs["revision"] = settings["base_revision"]
-    # An adapter brings its own `score`, whatever its base has.
-    model = load_backbone(source, config, has_score=not is_adapter, dtype=dtype, **kwargs)
+    try:
+        # An adapter brings its own `score`, whatever its base has.
+        model = load_backbone(source, config, has_score=not is_adapter, dtype=dtype, **kwargs)
+    except OSError as error:
+        if not is_adapter:
+            raise
+        raise ValueError(
+            f"{path} is an adapter of {source!r}, which cannot be loaded ({error}); put that model there or in "
+            f"{path}/base_model, or save the adapter with form='full'"
+        ) from error
     keep_cpu_4bit_gradients_right(model)
     add_reward_forward(model, score_softcap=settings.get("score_softcap"))
     if not is_adapter:
         return model.eval()
+    if is_trainable and PeftConfig.from_pretrained(path).is_prompt_learning:
+        raise ValueError(
+            f"{path} is a prompt-learning adapter, which PEFT cannot train further from a folder; resume the run with "
+            "trainer.train(resume_from_checkpoint=...)"
+        )
     adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     restore_adapter_dtypes(adapted, path)
     return adapted.eval()

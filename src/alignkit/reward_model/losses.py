@@ -201,7 +201,7 @@ def head_weight_vector(
     """Weights `(K,)` of the heads from the setting `head_weights`; None when all are 1.
 
     `"inverse_count"` is W / (K · W_h), W_h the weight of the head's comparisons in the data and W = Σ W_h: every head
-    counts alike in an epoch, and the mean over the data is 1.
+    counts alike in an epoch, and the mean over the data is 1 (exactly so for pairs and `pairing="all"`).
 
     Raises:
         ValueError: a dict that does not name exactly the heads, or a head of unknown count.

@@ -85,7 +85,7 @@ def find_score(model: PreTrainedModel) -> Any:
     if not isinstance(linear, nn.Linear) or linear.bias is not None:
         raise ValueError(
             f"{type(model).__name__} has no bias-free linear `score`; use a decoder's *ForSequenceClassification "
-            "(Llama, Qwen, Gemma, ...), which is what vLLM and the TRL tools can load too"
+            "(Llama, Qwen, Gemma, ...), or pass a language model by its name or path, so that heads are added to it"
         )
     return score
 

@@ -114,9 +114,16 @@ class NegativePool:
 
     def heads_met(self, tier_weights: Mapping[str, float]) -> set[str]:
         """Names of the heads against which some text of a tier of weight above 0 may be used."""
-        weighted = torch.tensor([tier_weights[tier] > 0 for tier in self.tiers], dtype=torch.bool)
-        met = self.heads[weighted].any(0).tolist()
-        return {name for name, is_met in zip(self.head_names, met, strict=True) if is_met}
+        weights = self.member_weights(tier_weights)
+        return {name for name, weight in zip(self.head_names, weights, strict=True) if weight > 0}
+
+    def member_weights(self, tier_weights: Mapping[str, float]) -> list[float]:
+        """What a positive of each of the K heads weighs with `pairing="all"`: the weights of the tiers it meets."""
+        weights = [0.0] * len(self.head_names)
+        for tier, rows in self.rows_of_tier.items():
+            for head in self.heads[rows].any(0).nonzero().flatten().tolist():
+                weights[head] += tier_weights[tier]
+        return weights
 
     def draw(self, seed: int, step: int, per_tier: int) -> "NegativePool":
         """The negatives of a step: `per_tier` of each tier (or all, if fewer), a function of (seed, step) alone.

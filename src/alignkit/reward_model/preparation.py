@@ -86,8 +86,9 @@ class DataPreparation:
             return self._stream(dataset, encoder, settings, report, pool)
         with PartialState().main_process_first():
             encoded = encode_dataset(dataset, encoder, settings.dataset_num_proc)
+        member_weights = _member_weights(pool, self.head_names, settings)
         for row in encoded.remove_columns(["input_ids", "text_key"]):
-            count_row(report, row, self.head_names, settings.tier_weights)
+            count_row(report, row, self.head_names, member_weights)
         encoded = encoded.filter(lambda dropped: not dropped, input_columns="dropped")
         members = _members(encoded.select_columns(["text_key", "member", "member_head"]))
         self._check(split, encoded, members, pool, settings)
@@ -188,7 +189,7 @@ class DataPreparation:
             if met is None:
                 raise ValueError(
                     f"{where} is of the form (text, head), for head {name!r}; such rows need the trainer argument "
-                    "`negatives`"
+                    "`negatives`, a dataset with the columns text, tier and heads"
                 )
             if name not in met:
                 raise ValueError(
@@ -210,12 +211,13 @@ class _StreamRows:
 
     def __post_init__(self):
         self.met = _heads_met(self.pool, self.settings)
+        self.member_weights = _member_weights(self.pool, self.preparation.head_names, self.settings)
         self.negative_keys = set() if self.pool is None else {*self.pool.keys}
 
     def __call__(self, row: dict[str, Any]) -> None:
         if row["row"] < self.report["rows"]:  # a later pass over the stream
             return
-        count_row(self.report, row, self.preparation.head_names, self.settings.tier_weights)
+        count_row(self.report, row, self.preparation.head_names, self.member_weights)
         lost = row["dropped"] or row["trimmed_tokens"] > 0
         if not row["dropped"]:
             self.preparation.check_members(f"{self.split} row {row['row']}", row["member_head"], self.met)
@@ -245,6 +247,10 @@ def check_evaluation_size(split: str, n_members: int, pool: NegativePool) -> Non
             f"{split}: {n_members} positives times {len(pool.keys)} negatives are more comparisons than the "
             f"{MAX_EVALUATION_COMPARISONS} an evaluation holds in memory; evaluate on fewer, with select(range(n))"
         )
+
+
+def _member_weights(pool: NegativePool | None, head_names: list[str], settings: DataSettings) -> list[float]:
+    return [0.0] * len(head_names) if pool is None else pool.member_weights(settings.tier_weights)
 
 
 def _heads_met(pool: NegativePool | None, settings: DataSettings) -> set[str] | None:

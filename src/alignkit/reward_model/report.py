@@ -1,6 +1,6 @@
 """What happened to the data: rows, comparisons and positives per head, what was dropped or shortened, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.reward_model.negatives import NegativePool
@@ -14,11 +14,12 @@ def new_report(head_names: list[str]) -> dict[str, Any]:
 
 
 def count_row(
-    report: dict[str, Any], row: Mapping[str, Any], head_names: list[str], tier_weights: Mapping[str, float]
+    report: dict[str, Any], row: Mapping[str, Any], head_names: list[str], member_weights: Sequence[float]
 ) -> None:
     """Count an encoded row. A pair or a tie is one comparison; a dropped or trimmed row counts once for each head.
 
-    `weight` is what a row weighs in the loss: its comparisons' weights, or all tiers' weights for a positive.
+    `weight` is what a row weighs in the loss: its comparisons' weights, and for a positive of a corpus that of its
+    head in `member_weights (K,)`, the weights of the tiers it meets.
     """
     report["rows"] += 1
     heads = {*row["head"], *row["member_head"]}
@@ -32,7 +33,7 @@ def count_row(
         report["weight"][head_names[head]] += weight
     for head in row["member_head"]:
         report["positives"][head_names[head]] += 1
-        report["weight"][head_names[head]] += sum(tier_weights.values())
+        report["weight"][head_names[head]] += member_weights[head]
 
 
 def count_negatives(report: dict[str, Any], pool: NegativePool) -> None:

@@ -226,7 +226,8 @@ class MultiHeadRewardTrainer(RewardTrainer):
     def compute_reward_loss(self, scores: Tensor, batch: dict[str, Any], **step: Any) -> LossOutput:
         """What is trained, from the scores `(M, K)` of a batch. Override it for another loss.
 
-        `step` holds the divisors of the whole optimiser step: `total_weight` and `positive_weight`.
+        `batch` has `comparisons`, `positive` and `positive_head`: of a micro-batch, or of a whole evaluation set.
+        `step` holds the divisors of the optimiser step, `total_weight` and `positive_weight`; none in an evaluation.
         """
         return reward_objective(
             scores,
@@ -244,7 +245,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
     # ---- Metrics ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training:
+        if self.model.training or "train_runtime" in logs:  # the last log of a run may follow an evaluation
             metrics = named_metrics(self._sums.pop(self.accelerator), self.head_names)
             if metrics:
                 self._total_train_tokens += int(metrics["num_tokens"]) // self._tp_size
