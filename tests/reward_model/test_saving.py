@@ -157,8 +157,9 @@ def test_an_adapter_is_found_from_any_folder_and_a_lost_base_is_named(trained, t
 
 def test_one_text_instead_of_a_list_is_refused(trained):
     model = RewardModel(trained().model, byte_tokenizer(chat_template=CHAT_TEMPLATE))
-    for texts in ("one text", [{"role": "user", "content": "hi"}], [""]):
-        with pytest.raises(ValueError, match=r"must be a list of texts.*wrap one text in \[\]"):
+    assert model.score([""]).shape == (1, 2)  # a policy may complete with nothing
+    for texts in ("one text", [{"role": "user", "content": "hi"}], [[]]):
+        with pytest.raises(ValueError, match=r"must be a list of strings or of conversations.*wrap one in \[\]"):
             model.score(texts)
 
 
@@ -222,5 +223,14 @@ def test_qlora_trains_saves_and_loads_a_float32_head(trained, tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     loaded = load_reward_model(tmp_path / "saved")
     torch.testing.assert_close(loaded.score(TEXTS), before, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="quantised base"):
+    with pytest.raises(ValueError, match=r"quantised base.*quantization_config=None"):
         loaded.save(tmp_path / "merged", form="merged")
+    with pytest.raises(ValueError, match="use form='adapter'"):
+        loaded.save(tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+    unquantised = load_reward_model(tmp_path / "saved", quantization_config=None)  # as the message says
+    unquantised.model.float()  # the adapter computed in bfloat16, which no merge can repeat
+    unquantised.save(tmp_path / "merged", form="merged")
+    merged = load_reward_model(tmp_path / "merged")
+    assert not getattr(merged.model, "is_quantized", False)
+    torch.testing.assert_close(merged.score(TEXTS), unquantised.score(TEXTS), rtol=0, atol=1e-5)

@@ -52,12 +52,10 @@ class RewardModel:
         `chat_template_kwargs` (`tools=...`, say) go to the chat template, as a row's own do in training.
 
         Raises:
-            ValueError: one text instead of a list of them, or an empty one.
+            ValueError: one text instead of a list of them, or a conversation without messages.
         """
-        if isinstance(texts, str) or not all(texts) or any(isinstance(text, dict) for text in texts):
-            raise ValueError(
-                f"texts must be a list of texts, none of them empty, got {texts!r:.80}; wrap one text in []"
-            )
+        if isinstance(texts, str) or any(isinstance(text, dict) or text == [] for text in texts):
+            raise ValueError(f"texts must be a list of strings or of conversations, got {texts!r:.80}; wrap one in []")
         encoded = [encode_text(self.tokenizer, text, **chat_template_kwargs) for text in texts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         scores = torch.empty(len(encoded), len(self.head_names))
@@ -82,12 +80,14 @@ class RewardModel:
                 with the adapter merged in, for `AutoModelForSequenceClassification`, vLLM and SGLang.
 
         Raises:
-            ValueError: an unknown form, `"adapter"` without an adapter, or merging into a quantised base.
+            ValueError: an unknown form, `"adapter"` without an adapter, or another form for one on a quantised base.
         """
         if form not in ("full", "adapter", "merged"):
             raise ValueError(f"form is {form!r}; choose 'full', 'adapter' or 'merged'")
         if form == "adapter" and not isinstance(self.model, PeftModel):
             raise ValueError("form='adapter' needs a model with an adapter; this one has none, use form='full'")
+        if form == "full" and isinstance(self.model, PeftModel) and is_quantized(self.model):
+            raise ValueError("form='full' would write the quantised base model; use form='adapter'")
         model = merged(self.model) if form == "merged" else self.model
         model.save_pretrained(str(path))
         write_adapter_files(model, path, with_base=form == "full")
@@ -131,13 +131,16 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
     if quantization is not None:
         settings["base_quantization"] = quantization.to_dict()
         del config.quantization_config
-    settings["base_revision"] = getattr(config, "_commit_hash", None)  # set by a load from the hub
+    if getattr(config, "_commit_hash", None) is not None:  # set by a load from the hub
+        settings["base_revision"] = config._commit_hash
     setattr(config, CONFIG_KEY, settings)
     config.save_pretrained(path)
-    if with_base or not base.config._name_or_path:
-        if quantization is not None:
-            raise ValueError("the base model is quantised and is not written; save with form='adapter'")
+    if with_base or not source:
         plain_base(model).save_pretrained(Path(path) / "base_model")
+
+
+def is_quantized(model: PeftModel) -> bool:
+    return getattr(model.get_base_model(), "is_quantized", False)
 
 
 def plain_base(model: PeftModel) -> PreTrainedModel:
@@ -163,10 +166,10 @@ def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
             f"a {model.active_peft_config.peft_type} adapter adds tokens and cannot be merged; save form='full' or "
             "'adapter', and use `combine` in place of `export_scalar`"
         )
-    if getattr(model.get_base_model(), "is_quantized", False):
+    if is_quantized(model):
         raise ValueError(
             "merging into a quantised base would round the adapter away; save form='adapter', load that with "
-            "load_reward_model(path, quantization_config=None, dtype='bfloat16') on an unquantised base, and merge"
+            "load_reward_model(path, quantization_config=None), which takes the base unquantised, and merge that"
         )
     return copy.deepcopy(model).merge_and_unload()
 

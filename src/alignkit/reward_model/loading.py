@@ -1,7 +1,7 @@
 """Models on their way into a trainer or out of a folder: names settled, `score` in float32, forward replaced."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file, logging
 
 from alignkit._compat import keep_cpu_4bit_gradients_right, load_sequence_classifier
 from alignkit.reward_model.modeling import (
+    CONFIG_KEY,
     add_reward_forward,
     adopt_head_names,
     find_score,
@@ -133,7 +134,7 @@ def load_folder(
     path: str,
     *,
     dtype: Any = "auto",
-    quantization_config: BitsAndBytesConfig | None = None,
+    quantization_config: BitsAndBytesConfig | Literal["as trained"] | None = "as trained",
     is_trainable: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel | PeftModel:
@@ -142,7 +143,7 @@ def load_folder(
     Args:
         path: the folder.
         dtype: of the backbone, default as saved.
-        quantization_config: of the backbone, default the one that an adapter was trained on.
+        quantization_config: of the backbone, default the one that an adapter was trained on; None for none.
         is_trainable: whether an adapter's weights shall require gradients.
 
     Raises:
@@ -150,8 +151,10 @@ def load_folder(
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs.get("trust_remote_code", False))
     settings = settings_of(config)
-    if quantization_config is None and "base_quantization" in settings:
-        quantization_config = BitsAndBytesConfig.from_dict(settings["base_quantization"])
+    trained_on = settings.pop("base_quantization", None)  # of this adapter's base, not of what is saved from here on
+    setattr(config, CONFIG_KEY, settings)
+    if quantization_config == "as trained":
+        quantization_config = None if trained_on is None else BitsAndBytesConfig.from_dict(trained_on)
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     if not is_reward_checkpoint(config):

@@ -15,7 +15,7 @@ from alignkit.reward_model.report import count_negatives, count_row, loss_summar
 
 logger = logging.get_logger(__name__)
 
-MAX_EVALUATION_COMPARISONS = 50_000_000  # about 13 GiB at the peak of the metrics
+MAX_EVALUATION_COMPARISONS = 50_000_000  # each takes a few hundred bytes at the peak of the metrics
 
 
 @dataclass
