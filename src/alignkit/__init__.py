@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 from alignkit._version import __version__
 
 if TYPE_CHECKING:
+    from alignkit.kl_barrier.config import KLBarrierConfig
+    from alignkit.kl_barrier.trainer import KLBarrierTrainer
     from alignkit.reward_model.config import MultiHeadRewardConfig
     from alignkit.reward_model.trainer import MultiHeadRewardTrainer
 
-__all__ = ["MultiHeadRewardConfig", "MultiHeadRewardTrainer", "__version__"]
+__all__ = [
+    "KLBarrierConfig",
+    "KLBarrierTrainer",
+    "MultiHeadRewardConfig",
+    "MultiHeadRewardTrainer",
+    "__version__",
+]
 
 _MODULE_OF = {
+    "KLBarrierConfig": "alignkit.kl_barrier.config",
+    "KLBarrierTrainer": "alignkit.kl_barrier.trainer",
     "MultiHeadRewardConfig": "alignkit.reward_model.config",
     "MultiHeadRewardTrainer": "alignkit.reward_model.trainer",
 }

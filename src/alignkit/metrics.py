@@ -18,6 +18,16 @@ def gather_ragged(accelerator: Any, values: Tensor) -> Tensor:
     return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
 
 
+def gather_around(accelerator: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What the ranks before this one and those after it hold, each concatenated in rank order. Collective."""
+    if accelerator.num_processes == 1:
+        return values[:0], values[:0]
+    sizes = accelerator.gather(torch.tensor([len(values)], device=values.device)).tolist()
+    everything = gather_ragged(accelerator, values)
+    start = sum(sizes[: accelerator.process_index])
+    return everything[:start], everything[start + len(values) :]
+
+
 class MetricSums:
     """Running sums, counts and extremes of vectors of metrics, without a host sync until they are read.
 

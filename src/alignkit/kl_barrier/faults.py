@@ -1,0 +1,51 @@
+"""A divergence that is no number is an error that names its tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.kl_barrier.sequences import IGNORED_LABEL
+
+SHOWN_POSITIONS = 5
+SHOWN_TOKENS = 10
+
+
+class NonFiniteDivergenceError(FloatingPointError):
+    """KL is NaN or infinite at some position."""
+
+
+def check_finite(kl: Tensor, batch: Mapping[str, Any], tokenizer: Any, *, step: int) -> None:
+    """Raise where a divergence is NaN or infinite. Waits for the device.
+
+    Args:
+        kl (`(N,)`): divergences of the labelled positions, in row-major order.
+        batch: `input_ids` and `labels` (B, T).
+        tokenizer: to show the text.
+        step: number of the optimiser step, for the message.
+
+    Raises:
+        NonFiniteDivergenceError: with up to five positions: row, column, token and the text before it.
+    """
+    is_bad = ~torch.isfinite(kl)
+    if not is_bad.any():
+        return
+    labels = batch["labels"]
+    rows, columns = (labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
+    decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # a processor holds its tokenizer
+    lines = []
+    for value, row, column in zip(
+        kl[is_bad][:SHOWN_POSITIONS].tolist(), rows[is_bad].tolist(), columns[is_bad].tolist(), strict=False
+    ):
+        before = batch["input_ids"][row, max(0, column + 1 - SHOWN_TOKENS) : column + 1].tolist()
+        token = labels[row, column + 1].item()
+        lines.append(
+            f"  row {row}, position {column + 1}: KL is {value} at {decode([token])!r} (token {token}) "
+            f"after {decode(before)!r}"
+        )
+    raise NonFiniteDivergenceError(
+        f"step {step}: KL is not finite at {int(is_bad.sum())} of {len(kl)} positions. In float16 this is mostly an "
+        "overflow (train in bfloat16 or float32); else the policy or the reference has broken weights.\n"
+        + "\n".join(lines)
+    )

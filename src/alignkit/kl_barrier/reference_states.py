@@ -1,0 +1,118 @@
+"""The reference at the labelled positions of a batch: from its forward, or found once and read from files.
+
+A causal model's hidden states depend on a document's own tokens alone, so that one document has one entry, however
+rows are shuffled, batched or packed. An entry's key is made of the tokens and of which of them have a label.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.fused_head.modeling import HeadInput, causal_lm_of, whole
+from alignkit.kl_barrier.sequences import IGNORED_LABEL, documents_of
+from alignkit.reference import ReferenceManager
+from alignkit.row_cache import RowCache, RowCacheWriter, row_key
+
+LAYOUT = "last hidden states of labelled positions, version 1"
+
+
+class ReferenceStates:
+    """Gives the fused head what it needs of the reference.
+
+    Args:
+        reference: which weights are the reference.
+        accelerator: of the trainer.
+    """
+
+    def __init__(self, reference: ReferenceManager, accelerator: Any):
+        self._reference = reference
+        self._accelerator = accelerator
+        self._cache: RowCache | None = None
+
+    def of_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
+        """By the reference's forward.
+
+        Args:
+            model: the policy, wrapped as it is trained.
+            inputs: everything that the policy's forward takes, and `labels`.
+        """
+        request = "hidden" if self._reference.shares_head else "with_head"
+        with self._reference.active(model) as ref_model:
+            return ref_model(**inputs, output_head_input=request)
+
+    def of_training_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
+        """From the files, when there are any (waits for the device once, for the tokens); else by a forward.
+
+        Raises:
+            KeyError: a document that the training set did not have when the files were written.
+        """
+        if self._cache is None:
+            return self.of_batch(model, inputs)
+        rows = [self._cache[document_key(*document)] for document in documents_of(inputs)]
+        hidden = torch.cat(rows) if rows else self.of_batch(model, inputs).hidden
+        head = HeadInput() if self._reference.shares_head else self._head(model)
+        return HeadInput(hidden=hidden.to(self._accelerator.device), weight=head.weight, bias=head.bias)
+
+    def keep_on_disk(
+        self,
+        folder: Path,
+        meaning: Mapping[str, str],
+        model: nn.Module,
+        batches: Iterable[Mapping[str, Any]],
+        computing: AbstractContextManager,
+    ) -> None:
+        """Find the states of all documents of some batches, unless the folder has them already. Collective.
+
+        Args:
+            folder: which all ranks can read.
+            meaning: what the states depend on besides the tokens.
+            model: the policy, wrapped as it is trained.
+            batches: this rank's share of the training set.
+            computing: precision that the forward runs in.
+
+        Raises:
+            ValueError: files of another meaning, or damaged ones.
+        """
+        remaining = iter(batches)
+        first = next(remaining)
+        with computing:
+            hidden = self._hidden(model, first)
+        layout = {"meaning": {"layout": LAYOUT, **meaning}, "dtype": hidden.dtype, "width": hidden.shape[1]}
+        is_there = any(folder.glob("part-*.arrow"))
+        self._accelerator.wait_for_everyone()  # every rank has looked before one of them writes
+        if not is_there:
+            ranks = {"rank": self._accelerator.process_index, "world_size": self._accelerator.num_processes}
+            with computing, RowCacheWriter(folder, **layout, **ranks) as writer:
+                for batch in chain([first], remaining):
+                    write_documents(writer, batch, self._hidden(model, batch))
+        self._accelerator.wait_for_everyone()
+        self._cache = RowCache.open(folder, **layout)
+
+    def _hidden(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        hidden = self.of_batch(model, batch).hidden
+        assert hidden is not None
+        return hidden
+
+    def _head(self, model: nn.Module) -> HeadInput:
+        """The reference's output embedding, where it is not the policy's own."""
+        with self._reference.active(model) as ref_model:
+            head: Any = causal_lm_of(self._accelerator.unwrap_model(ref_model)).get_output_embeddings()
+            return HeadInput(weight=whole(head.weight.detach()), bias=whole(head.bias))
+
+
+def document_key(tokens: list[int], labels: list[int]) -> bytes:
+    """Key of a document: its tokens, and which of them are predicted."""
+    return row_key(tokens, [int(label != IGNORED_LABEL) for label in labels])
+
+
+def write_documents(writer: RowCacheWriter, batch: Mapping[str, Any], hidden: Tensor) -> None:
+    """Write a row per document of a batch, from the hidden states `(N, H)` at its labelled positions."""
+    documents = documents_of(batch)
+    lengths = [sum(label != IGNORED_LABEL for label in labels) for _, labels in documents]
+    for document, states in zip(documents, hidden.cpu().split(lengths), strict=True):
+        writer.write(document_key(*document), states)

@@ -1,0 +1,358 @@
+"""`KLBarrierTrainer`: TRL's SFT trainer with a hinge on how far the policy moves away from a reference.
+
+Differences from TRL's `SFTTrainer` (1.16):
+1. NLL, KL, entropy and accuracy come from one pass over the vocabulary; the reference runs first, without gradient.
+2. The barrier has the divisor of the whole optimiser step: it is the same for any split into micro-batches and ranks.
+3. Metrics of the barrier are sums and counts over all micro-batches and ranks since the last log.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+from trl.models import prepare_fsdp
+from trl.trainer.sft_trainer import SFTTrainer
+
+from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right
+from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
+from alignkit.kl_barrier import checkpoints
+from alignkit.kl_barrier.barrier import Barrier, pooled_barrier, rank_global_barrier, sequence_barrier, step_barrier
+from alignkit.kl_barrier.config import KLBarrierConfig
+from alignkit.kl_barrier.dual import DualWeight
+from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
+from alignkit.kl_barrier.faults import check_finite
+from alignkit.kl_barrier.policy import AgainstReference
+from alignkit.kl_barrier.reference_states import ReferenceStates
+from alignkit.kl_barrier.sequences import sequences_of
+from alignkit.kl_barrier.training_metrics import AfterStep, BarrierMetrics, GateWatch, StepDivergence, pressure
+from alignkit.kl_barrier.window import StepWindow, look_ahead
+from alignkit.metrics import gather_around
+from alignkit.reference import ReferenceManager
+from alignkit.schedules import value_at
+
+
+class KLBarrierTrainer(SFTTrainer):
+    r"""
+    Trainer for supervised fine-tuning under a barrier: loss = NLL + barrier_weight · relu(D − tau_nats), where D
+    aggregates the full-vocabulary KL between policy and reference over the positions that have a label.
+
+    Example:
+
+    ```python
+    >>> from alignkit import KLBarrierConfig, KLBarrierTrainer
+    >>> from peft import LoraConfig
+
+    >>> trainer = KLBarrierTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B",
+    ...     args=KLBarrierConfig(barrier_weight=0.3, tau_nats=0.5, aggregate="cvar95"),
+    ...     train_dataset=dataset,
+    ...     peft_config=LoraConfig(),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy, as in [`~trl.SFTTrainer`].
+        args ([`KLBarrierConfig`], *optional*):
+            Configuration.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference as an object, in place of `args.ref`. Its vocabulary must be the policy's.
+        **kwargs:
+            Everything else [`~trl.SFTTrainer`] takes.
+
+    Attributes:
+        reference ([`~alignkit.reference.ReferenceManager`]): which weights are the reference.
+        evaluation_report ([`~alignkit.kl_barrier.evaluation.BarrierReport`]): of the last evaluation, or None.
+        evaluation_reports (`dict`): those of the last evaluation under each metric prefix.
+
+    Raises:
+        ValueError: settings that cannot work together, with the value and the fix.
+        NonFiniteDivergenceError: KL is NaN or infinite, with the tokens where.
+    """
+
+    _tag_names = ["trl", "alignkit", "kl-barrier-trainer"]
+    _name = "fine-tuning under a KL barrier"
+
+    args: KLBarrierConfig
+    model: Any  # a PreTrainedModel or a PeftModel, which share no typed interface
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: KLBarrierConfig | None = None,
+        *arguments: Any,
+        ref_model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = KLBarrierConfig(f"{name.split('/')[-1]}-KLBarrier")
+        check_process_count(args.device, args.world_size)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func needs logits, which are never built; override compute_barrier instead")
+        super().__init__(model, args, *arguments, **kwargs)
+        self._refuse_what_cannot_work()
+        keep_cpu_4bit_gradients_right(self.model)
+        self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
+        add_reference_head(causal_lm_of(self.model))
+        self._prepare_ref_model()
+        self._states = ReferenceStates(self.reference, self.accelerator)
+        self._fingerprint = None if args.precompute_ref is None else self.reference.fingerprint()
+        self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
+        self.evaluation_reports: dict[str, BarrierReport] = {}
+        self._record: BarrierEvaluation | None = None
+        self._barrier_metrics, self._step_divergence, self._gate_watch = (
+            BarrierMetrics(),
+            StepDivergence(),
+            GateWatch(),
+        )
+        # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
+        self._window: StepWindow | None = None
+        self._n_sequences: Tensor | None = None
+        self._n_micro_batches = self._micro_batch = 0
+        self.add_callback(AfterStep(self.after_step))
+
+    def _refuse_what_cannot_work(self) -> None:
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError("context and sequence parallelism cut sequences over ranks, and D with them; use FSDP2")
+        plugin = self.args.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError("DeepSpeed ZeRO-3 shows the output head to its own forward only; use FSDP2 or ZeRO-2")
+        if self.args.precompute_ref is not None and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError("precompute_ref needs a training set of fixed rows, not a stream; set it to None")
+
+    def _prepare_ref_model(self) -> None:
+        ref_model = self.reference.ref_model
+        if ref_model is None:
+            return
+        add_reference_head(causal_lm_of(ref_model))
+        if self.is_fsdp_enabled:
+            self.reference.ref_model = prepare_fsdp(ref_model, self.accelerator)
+        else:
+            self.reference.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+
+    # ---- Schedules ----
+
+    @property
+    def progress(self) -> float:
+        """Share of the training's optimiser steps that is done."""
+        return min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
+
+    @property
+    def barrier_weight(self) -> float:
+        """λ at this step."""
+        if self._dual is not None:
+            return self._dual.weight
+        args = self.args
+        return value_at(args.barrier_schedule, args.barrier_weight, args.barrier_weight_end or 0.0, self.progress)
+
+    @property
+    def tau_nats(self) -> float:
+        """τ at this step."""
+        if self._dual is not None:
+            return 0.0
+        args = self.args
+        return value_at(args.tau_schedule, args.tau_nats, args.tau_nats_end or 0.0, self.progress)
+
+    # ---- The optimiser step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of a step and their tokens, as in the parent; also counts the step's sequences."""
+        if self._fingerprint is not None:
+            self._find_states()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_batch, self._n_micro_batches, self._window = 0, len(batches), None
+        if not batches or self.barrier_weight == 0:
+            return batches, num_items
+        if self.args.aggregate_scope == "sequence":
+            counts = torch.stack([sequences_of(batch).n_labelled for batch in batches])
+            total = self.accelerator.reduce(counts.sum().to(device), "sum")
+            self._n_sequences = total / self.get_tp_size()
+        if self.args.aggregate_scope == "step":
+            self._window = self._look_ahead(batches)
+        return batches, num_items
+
+    def _find_states(self) -> None:
+        """Find the reference's hidden states of the training set, when the model is wrapped and before it moves."""
+        meaning = {"weights": str(self._fingerprint), "precision": str(self.accelerator.mixed_precision)}
+        self._fingerprint = None
+        folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
+        batches = map(self._prepare_inputs, self.get_eval_dataloader(self.train_dataset))
+        computing = self.compute_loss_context_manager()
+        self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
+
+    def _look_ahead(self, batches: list[dict[str, Any]]) -> StepWindow:
+        def compare(batch: Mapping[str, Any]) -> tuple[Tensor, HeadInput]:
+            inputs = self._prepare_inputs(dict(batch))
+            with self.compute_loss_context_manager():
+                against = self._states.of_training_batch(self.model_wrapped, inputs)
+                output = self.model_wrapped(**inputs, against=against, kl_direction=self.args.kl_direction)
+            check_finite(output.kl, inputs, self.processing_class, step=self.state.global_step)
+            return output.kl, against
+
+        self.model_wrapped.train()
+        return look_ahead(batches, compare, self.accelerator, how=self.args.aggregate, tau_nats=self.tau_nats)
+
+    # ---- Loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        training = self.model.training
+        if not training:
+            return self._evaluation_loss(model, inputs, return_outputs)
+        if self.barrier_weight == 0:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        micro_batch, self._micro_batch = self._micro_batch, self._micro_batch + 1
+        policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
+        result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+        nll, outputs = result if return_outputs else (result, None)
+        if policy.against is None:  # a step whose gate is shut needs no KL with a gradient
+            kl = self._window.kl[micro_batch]
+        else:
+            kl = policy.output.kl
+            check_finite(kl, inputs, self.processing_class, step=self.state.global_step)
+        barrier = self.compute_barrier(kl, inputs, micro_batch)
+        # Where the parent had no count of the step's tokens, the Trainer divides by the number of micro-batches.
+        scale = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        term = barrier.value * (self.barrier_weight * scale)
+        self._measure(nll, term, kl, barrier, policy.output, micro_batch)
+        return (nll + term, outputs) if return_outputs else nll + term
+
+    def _against(self, model: Any, inputs: Mapping[str, Any], micro_batch: int) -> HeadInput | None:
+        """The reference at a micro-batch's labelled positions; None when the whole step's gate is known to be shut."""
+        window = self._window
+        if window is None:
+            return self._states.of_training_batch(model, inputs)
+        window.random_states[micro_batch].restore()
+        return window.against[micro_batch] if window.is_open else None
+
+    def compute_barrier(self, kl: Tensor, inputs: Mapping[str, Any], micro_batch: int) -> Barrier:
+        """What is weighted and added to the NLL, from the divergences `(N,)` of a micro-batch. Override it at will.
+
+        Args:
+            kl (`(N,)`): of the positions whose next token has a label, in row-major order, nats.
+            inputs: the collated micro-batch.
+            micro_batch: its number in the optimiser step.
+        """
+        args, n_ranks = self.args, self.accelerator.num_processes // self.get_tp_size()
+        how, tau_nats = args.aggregate, self.tau_nats
+        if args.aggregate_scope == "sequence":
+            sequences, count = sequences_of(inputs), self._n_sequences
+            return sequence_barrier(kl, sequences, how, tau_nats, n_sequences=count, n_ranks=n_ranks)
+        share = {"n_micro_batches": self._n_micro_batches}
+        if args.aggregate_scope == "micro_batch":
+            return pooled_barrier(kl, how, tau_nats, **share)
+        if args.aggregate_scope == "rank_global":
+            others = gather_around(self.accelerator, kl.detach())
+            return rank_global_barrier(kl, others, how, tau_nats, n_ranks=n_ranks, **share)
+        window = self._window
+        return step_barrier(kl, window.weights[micro_batch], window.divergence, tau_nats, n_ranks=n_ranks, **share)
+
+    def _evaluation_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+        """NLL and barrier of a batch. Its sequences count alike; every other scope is that of one micro-batch."""
+        policy = AgainstReference(model, self._states.of_batch(model, inputs), "both")
+        result = super().compute_loss(policy, inputs, return_outputs)
+        nll, outputs = result if return_outputs else (result, None)
+        output, args = policy.output, self.args
+        kl = output.reverse_kl if args.kl_direction == "reverse" else output.forward_kl
+        if args.aggregate_scope == "sequence":
+            sequences = sequences_of(inputs)
+            count = sequences.n_labelled
+            barrier = sequence_barrier(kl, sequences, args.aggregate, self.tau_nats, n_sequences=count, n_ranks=1)
+        else:
+            barrier = pooled_barrier(kl, args.aggregate, self.tau_nats, n_micro_batches=1)
+        if self._record is not None:
+            self._record.add(output, inputs, n_real=self._n_real(sequences_of(inputs).count))
+        loss = nll + barrier.value * self.barrier_weight
+        return (loss, outputs) if return_outputs else loss
+
+    def _n_real(self, n_sequences: int) -> int | None:
+        """How many sequences of an evaluation batch are not there only to fill the last one of a rank; None for all.
+
+        Under packing a repeated row is not told from the others, and counts.
+        """
+        state, rank = self.accelerator.gradient_state, self.accelerator.process_index
+        is_packed = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0 or is_packed:
+            return None
+        return min(max(state.remainder - rank * n_sequences, 0), n_sequences)
+
+    # ---- Metrics ----
+
+    def _measure(self, nll: Tensor, term: Tensor, kl: Tensor, barrier: Barrier, output: Any, micro_batch: int) -> None:
+        """Add a micro-batch to the log, and measure the pressure of the barrier where it is due."""
+        self._barrier_metrics.add(
+            kl,
+            barrier.divergence,
+            output.log_probs,
+            output.label_mask.sum(),
+            weight=self.barrier_weight,
+            tau_nats=self.tau_nats,
+        )
+        self._step_divergence.add(barrier.divergence, self.tau_nats)
+        every, sharded = self.args.pressure_steps, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if every > 0 and micro_batch == 0 and self.state.global_step % every == 0 and not sharded:
+            self._barrier_metrics.add_pressure(pressure(term, nll, self.model.parameters()))
+
+    def after_step(self) -> None:
+        """What follows every optimiser step: a moving reference, the dual weight, the watch on the gate."""
+        self.reference.update()
+        step = self._step_divergence.pop()
+        if step is None:
+            return
+        if self._dual is None:
+            self._gate_watch.add(step, self.accelerator, self.tau_nats)
+            return
+        total, _, count = self.accelerator.reduce(step, "sum").tolist()
+        if count:
+            self._dual.update(total / count)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training or "train_runtime" in logs:  # the last log of a run may follow an evaluation
+            logs.update(self._barrier_metrics.pop(self.accelerator))
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._record = BarrierEvaluation(self.args.kl_direction)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        record, self._record = self._record, None
+        report = record.assemble(self.processing_class, aggregate=self.args.aggregate, tau_nats=self.tau_nats)
+        self.evaluation_reports.pop(metric_key_prefix, None)  # so that the last entry is the last evaluation
+        self.evaluation_reports[metric_key_prefix] = report
+        return output._replace(metrics={**(output.metrics or {}), **report.flat(metric_key_prefix)})
+
+    @property
+    def evaluation_report(self) -> BarrierReport | None:
+        return next(reversed(self.evaluation_reports.values()), None)
+
+    # ---- Checkpoints ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            dual = None if self._dual is None else self._dual.state_dict()
+            checkpoints.save_state(str(output_dir or self.args.output_dir), dual, self.reference.state_dict())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with checkpoints.active_adapters_kept(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._dual is not None:
+            self._dual.load_state_dict(checkpoints.load_dual(resume_from_checkpoint))
+        if self.reference.kind == "ema":
+            self.reference.load_state_dict(checkpoints.load_reference(resume_from_checkpoint))

@@ -1,0 +1,80 @@
+"""Tiny models, rows and trainers for the tests of the KL barrier."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from alignkit import KLBarrierConfig, KLBarrierTrainer
+from alignkit.tasks.toy import byte_tokenizer, generate, tiny_causal_lm
+
+QUIET = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "activation_checkpointing": False,
+    "max_length": 128,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0.0,
+    "shuffle_dataset": False,
+    "pressure_steps": 0,
+}
+
+
+def lively_lm(seed: int, **config: Any) -> LlamaForCausalLM:
+    """An untrained model whose next-token distributions are far from uniform, so that two of them are nats apart."""
+    model = tiny_causal_lm(seed, **{"hidden_size": 32, "layers": 2, **config})
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(15)
+    return model
+
+
+def prompts_and_completions(n: int, seed: int = 0) -> Dataset:
+    """Rows of unequal length: n prompts of 5 to 15 tokens, completions of 4 to 60."""
+    texts = generate("ledger", n, seed=seed)
+    cuts = [(5 + 3 * i % 11, 12 + 17 * i % 50) for i in range(n)]
+    rows = [
+        {"prompt": text[:prompt], "completion": text[prompt : prompt + completion]}
+        for text, (prompt, completion) in zip(texts, cuts, strict=True)
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    return prompts_and_completions(16)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., KLBarrierConfig]:
+    def make(**settings: Any) -> KLBarrierConfig:
+        return KLBarrierConfig(str(tmp_path / "out"), **{**QUIET, **settings})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_config, rows, tokenizer) -> Callable[..., KLBarrierTrainer]:
+    """A trainer of a tiny untrained model; keywords go to the config unless the trainer takes them."""
+    own = {"model", "train_dataset", "eval_dataset", "ref_model", "peft_config", "processing_class", "callbacks"}
+
+    def make(**settings: Any) -> KLBarrierTrainer:
+        arguments = {name: settings.pop(name) for name in own & set(settings)}
+        arguments.setdefault("model", lively_lm(1))
+        arguments.setdefault("train_dataset", rows)
+        arguments.setdefault("processing_class", tokenizer)
+        return KLBarrierTrainer(args=make_config(**settings), **arguments)
+
+    return make

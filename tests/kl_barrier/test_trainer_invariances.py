@@ -1,0 +1,99 @@
+"""The barrier's gradient does not depend on how an optimiser step is split."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tests.kl_barrier.conftest import lively_lm
+
+
+def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Equal to 1e-6 of the largest entry of each tensor, which is what float32 can tell."""
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * (1 + gradient.abs().max().item()))
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self):
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+@pytest.fixture
+def one_step(make_trainer):
+    """Gradients and log of one optimiser step on the same sixteen rows against another model, gate partly open."""
+
+    def run(batch_size: int, *, accepts_loss_kwargs: bool = True, **settings):
+        keep = KeepGradients()
+        trainer = make_trainer(
+            model=lively_lm(1),
+            ref_model=lively_lm(2),
+            callbacks=[keep],
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=16 // batch_size,
+            max_steps=1,
+            barrier_weight=2.0,
+            **settings,
+        )
+        trainer.model_accepts_loss_kwargs = accepts_loss_kwargs
+        trainer.train()
+        return keep.gradients, next(entry for entry in trainer.state.log_history if "loss" in entry)
+
+    return run
+
+
+def middle_tau(one_step, aggregate: str) -> float:
+    """A threshold between the divergences of the sequences."""
+    _, log = one_step(16, aggregate=aggregate, tau_nats=0.0)
+    return log["kl/divergence"]
+
+
+@pytest.mark.parametrize("scope", ["sequence", "step"])
+@pytest.mark.parametrize("aggregate", ["mean", "rmse", "p95", "max", "cvar95"])
+def test_every_split_into_batch_and_accumulation_has_the_same_gradient(one_step, aggregate, scope):
+    tau_nats = middle_tau(one_step, aggregate) * (1.0 if scope == "sequence" else 0.5)
+    whole, log = one_step(16, aggregate=aggregate, aggregate_scope=scope, tau_nats=tau_nats)
+    assert (0 < log["kl/gate_open"] < 1) if scope == "sequence" else log["kl/gate_open"] == 1
+    shut, _ = one_step(16, aggregate=aggregate, aggregate_scope=scope, tau_nats=1e6)
+    assert max((whole[name] - shut[name]).abs().max() for name in whole) > 1e-3  # the barrier has a part in it
+    for batch_size in (4, 1):
+        split, split_log = one_step(batch_size, aggregate=aggregate, aggregate_scope=scope, tau_nats=tau_nats)
+        for name in whole:
+            torch.testing.assert_close(split[name], whole[name], rtol=1e-5, atol=1e-6)
+        for name in ("loss", "kl/divergence", "kl/max", "kl/mean", "kl/gate_open", "barrier", "nll"):
+            assert split_log[name] == pytest.approx(log[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("scope", ["sequence", "step"])
+def test_models_without_a_token_count_have_the_same_barrier(one_step, scope):
+    # Their NLL is a mean of micro-batch means, so that only the part of the barrier can be compared.
+    tau_nats = middle_tau(one_step, "rmse") * (1.0 if scope == "sequence" else 0.5)
+    settings = {"aggregate": "rmse", "aggregate_scope": scope}
+    parts = []
+    for accepts in (True, False):
+        opened, _ = one_step(4, accepts_loss_kwargs=accepts, tau_nats=tau_nats, **settings)
+        shut, _ = one_step(4, accepts_loss_kwargs=accepts, tau_nats=1e6, **settings)
+        parts.append({name: opened[name] - shut[name] for name in opened})
+    assert_equal_gradients(parts[1], parts[0])
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "rank_global"])
+def test_scopes_of_one_micro_batch_average_over_equal_splits(one_step, scope):
+    whole, log = one_step(16, aggregate_scope=scope, tau_nats=0.0)
+    pooled, _ = one_step(16, aggregate_scope="step", tau_nats=0.0)
+    assert_equal_gradients(whole, pooled)
+    _, split_log = one_step(4, aggregate_scope=scope, tau_nats=0.0)
+    assert split_log["barrier"] == pytest.approx(2.0 * split_log["kl/divergence"], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*(flash|Packing|packing|attention).*")
+@pytest.mark.parametrize("aggregate", ["rmse", "cvar95"])
+def test_a_packed_document_is_a_sequence(one_step, aggregate):
+    tau_nats = middle_tau(one_step, aggregate)
+    padded, log = one_step(16, aggregate=aggregate, tau_nats=tau_nats)
+    free, free_log = one_step(16, aggregate=aggregate, tau_nats=tau_nats, padding_free=True, max_length=None)
+    assert_equal_gradients(free, padded)
+    for name in ("kl/divergence", "kl/gate_open", "barrier"):
+        assert free_log[name] == pytest.approx(log[name], rel=1e-5)
