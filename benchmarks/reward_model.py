@@ -8,46 +8,31 @@ clipping are off; everything is float32, but for the shapes of published models 
 lists the claims and says how to read the JSON.
 """
 
-import argparse
-import contextlib
-import json
 import os
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 # Set before torch and the Hub client are imported, because they read them then; every new thread reads the first.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import datasets
 import torch
-import transformers
-from common import (
-    RESULTS,
-    Claim,
-    check_peak_recorder,
-    origin,
-    raw_times,
-    train_interleaved,
-    write,
-)
+from common import Claim, FirstGradient, require_equal, run_command
+from memory import check_peak_recorder
 from reward_model_shapes import measure_shapes, published_shapes
 from reward_model_workloads import (
     FULL,
     HEADS,
     QUICK,
-    FirstGradient,
     Workload,
     attribute_pairs,
     micro_batch_peak,
     new_trainer,
     pairs_of_head,
     pairs_of_tiers,
-    require_equal,
     tiered_texts,
 )
+from timing import ratios, raw_times, train_interleaved
 
 NO_GPU = "not run: no GPU"
 
@@ -73,18 +58,18 @@ def seven_heads(work: Workload) -> list[Claim]:
     return [
         Claim(
             name="time of a step: alignkit with 7 heads / TRL with 1, on the same pairs",
-            values=_ratios(ours.wall_s, theirs.wall_s),
+            values=ratios(ours.wall_s, theirs.wall_s),
             relation="<=",
             target=1.03,
             limit=1.0,
             limit_is="the backbone runs on the same tokens; six more rows of `score` on the pooled positions are free",
             setting=setting,
             raw=raw_times(step),
-            also={"median_of_cpu_time": statistics.median(_ratios(ours.cpu_s, theirs.cpu_s))},
+            also={"median_of_cpu_time": statistics.median(ratios(ours.cpu_s, theirs.cpu_s))},
         ),
         Claim(
             name="time of training: 7 runs of TRL, one per head / one run of alignkit with 7 heads",
-            values=_ratios(seven, runs_of("alignkit")),
+            values=ratios(seven, runs_of("alignkit")),
             relation=">=",
             target=6.5,
             limit=7.0,
@@ -140,7 +125,7 @@ def tiers(work: Workload) -> list[Claim]:
 
 
 def _tiers_claim(work: Workload, comparisons: int, times: dict[str, Any], differences: dict[str, float]) -> Claim:
-    wall = {name: _ratios(times[name].wall_s, times["alignkit"].wall_s) for name in differences}
+    wall = {name: ratios(times[name].wall_s, times["alignkit"].wall_s) for name in differences}
     best = min(wall, key=lambda name: statistics.median(wall[name]))
     encoded = work.positives + work.negatives
     return Claim(
@@ -159,7 +144,7 @@ def _tiers_claim(work: Workload, comparisons: int, times: dict[str, Any], differ
         ),
         raw=raw_times(times),
         also={
-            "median_of_cpu_time": statistics.median(_ratios(times[best].cpu_s, times["alignkit"].cpu_s)),
+            "median_of_cpu_time": statistics.median(ratios(times[best].cpu_s, times["alignkit"].cpu_s)),
             "median_of_each": {name: statistics.median(values) for name, values in wall.items()},
             "relative_difference_of_gradients": differences,
         },
@@ -199,14 +184,14 @@ def score_cache(work: Workload) -> list[Claim]:
         ),
         Claim(
             name="time of a step: with score cache / without",
-            values=_ratios(times["with"].wall_s, times["without"].wall_s),
+            values=ratios(times["with"].wall_s, times["without"].wall_s),
             relation="<=",
             target=1.5,
             limit=4 / 3,
             limit_is="forward, forward, backward (two forwards) against forward, backward",
             setting=setting,
             raw=raw_times(times),
-            also={"median_of_cpu_time": statistics.median(_ratios(times["with"].cpu_s, times["without"].cpu_s))},
+            also={"median_of_cpu_time": statistics.median(ratios(times["with"].cpu_s, times["without"].cpu_s))},
         ),
         Claim(
             name="largest difference of the gradient with and without score cache / largest entry",
@@ -220,21 +205,14 @@ def score_cache(work: Workload) -> list[Claim]:
     ]
 
 
-def _ratios(top: list[float], bottom: list[float]) -> list[float]:
-    return [a / b for a, b in zip(top, bottom, strict=True)]
-
-
 def measure(quick: bool) -> dict[str, Any]:
     """All measurements as one record."""
     work = QUICK if quick else FULL
-    record: dict[str, Any] = {"benchmark": "reward_model", "quick": quick, **origin()}
-    record["claims"] = []
+    record: dict[str, Any] = {"claims": []}
     for part in (seven_heads, tiers, score_cache):
         for claim in part(work):
-            result = claim.record()
-            record["claims"].append(result)
-            met = "met" if result["met"] else "MISSED"
-            print(f"{result['median']:10.3g}  {result['target']:8}  {met:6}  {result['claim']}", flush=True)
+            claim.print()
+            record["claims"].append(claim.record())
     if torch.cuda.is_available():
         record["gpu_shapes"] = measure_shapes(published_shapes(small=quick), pairs=16, tokens=512, n_turns=work.runs)
     else:
@@ -244,28 +222,5 @@ def measure(quick: bool) -> dict[str, Any]:
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="toy shapes; never written to benchmarks/results")
-    parser.add_argument("--output", type=Path, help="JSON file; default benchmarks/results/<machine>.json")
-    arguments = parser.parse_args()
-    output = arguments.output.resolve() if arguments.output else None
-    if arguments.quick and output and output.is_relative_to(RESULTS):
-        parser.error(f"--output is {output}; the numbers of --quick mean nothing, so write them elsewhere")
-    if output is None and not arguments.quick:
-        gpu = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else None
-        output = RESULTS / f"{gpu or f'cpu-{os.cpu_count()}-cores'}.json"
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        record = measure(arguments.quick)
-    if output is None:
-        print(json.dumps(record, indent=1))
-    else:
-        write(record, output)
-        print(f"written to {output}")
-
-
 if __name__ == "__main__":
-    main()
+    run_command("reward_model", __doc__, measure)

@@ -4,8 +4,8 @@ import statistics
 from typing import Any
 
 import torch
-from common import train_interleaved
 from reward_model_workloads import HEADS, attribute_pairs, micro_batch_peak, new_trainer, pairs_of_head
+from timing import train_interleaved
 from transformers import Gemma3TextConfig, PretrainedConfig, Qwen2Config
 
 

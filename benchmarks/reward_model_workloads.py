@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import MicroBatchPeak
 from datasets import Dataset
+from memory import MicroBatchPeak
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -199,25 +199,3 @@ def micro_batch_peak(dataset: Dataset, **settings: Any) -> int:
     trainer.args.max_steps = 2
     trainer.train()
     return peak.peak_bytes
-
-
-class FirstGradient(TrainerCallback):
-    """Keeps the gradient of the first step, all parameters in one vector."""
-
-    gradient: torch.Tensor | None = None
-
-    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
-        if self.gradient is None:
-            self.gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
-def require_equal(what: str, first: torch.Tensor, second: torch.Tensor, tolerance: float = 1e-5) -> float:
-    """Largest difference over the largest entry.
-
-    Raises:
-        RuntimeError: the sides do not compute the same thing, so that comparing their times would mean nothing.
-    """
-    difference = ((first - second).abs().max() / second.abs().max()).item()
-    if not difference <= tolerance:
-        raise RuntimeError(f"{what}: the relative difference is {difference}; it must be at most {tolerance}")
-    return difference

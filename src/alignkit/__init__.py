@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from alignkit._version import __version__
 
 if TYPE_CHECKING:
+    from alignkit.fused_head import fused_nll_kl, plain_nll_kl
+    from alignkit.kl_barrier.aggregation import aggregate_positions
     from alignkit.kl_barrier.config import KLBarrierConfig
     from alignkit.kl_barrier.trainer import KLBarrierTrainer
     from alignkit.reward_model.config import MultiHeadRewardConfig
@@ -21,6 +23,9 @@ __all__ = [
     "MultiHeadRewardConfig",
     "MultiHeadRewardTrainer",
     "__version__",
+    "aggregate_positions",
+    "fused_nll_kl",
+    "plain_nll_kl",
 ]
 
 _MODULE_OF = {
@@ -28,6 +33,9 @@ _MODULE_OF = {
     "KLBarrierTrainer": "alignkit.kl_barrier.trainer",
     "MultiHeadRewardConfig": "alignkit.reward_model.config",
     "MultiHeadRewardTrainer": "alignkit.reward_model.trainer",
+    "aggregate_positions": "alignkit.kl_barrier.aggregation",
+    "fused_nll_kl": "alignkit.fused_head",
+    "plain_nll_kl": "alignkit.fused_head",
 }
 
 

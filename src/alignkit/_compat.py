@@ -1,22 +1,31 @@
-"""The only file that names private things of TRL and transformers. Each has a contract test in `tests/contract`."""
+"""The only file that names private things of TRL, transformers and PEFT, each with a test in `tests/contract`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path
 
 __all__ = [
+    "adapter_prefixes",
+    "adapters_have_a_flag",
+    "adapters_switched",
     "check_process_count",
     "keep_cpu_4bit_gradients_right",
+    "layers_with_adapters",
     "load_sequence_classifier",
     "score_in_float32",
     "seen_as_single_label",
+    "without_adapter_wrappers",
 ]
 
 
@@ -114,3 +123,67 @@ def check_process_count(device: torch.device, world_size: int) -> None:
             f"{asked if asked > 1 else 'several'} CPU processes were asked for but this one trains alone; start them "
             "with `torchrun --nproc_per_node N script.py --use_cpu`, or ask for one process (and unset MASTER_ADDR)"
         )
+
+
+def layers_with_adapters(model: nn.Module) -> list[Any]:
+    """PEFT's layers, and its wrappers of modules trained whole or by token: all that an adapter's flags live on."""
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def adapters_have_a_flag(model: PeftModel) -> bool:
+    """Whether the flags of `layers_with_adapters` are all that PEFT itself would flip to switch the adapters off.
+
+    Not so for prompt learning, adaption prompts and X-LoRA.
+    """
+    tuner = model.base_model
+    return isinstance(tuner, BaseTuner) and type(tuner).disable_adapter_layers is BaseTuner.disable_adapter_layers
+
+
+@contextmanager
+def adapters_switched(
+    model: PeftModel, layers: Sequence[Any], choose: Callable[[list[str]], list[str]] | None
+) -> Iterator[None]:
+    """Within the context the adapters are off (`choose=None`), or `choose(active adapters)` of each layer are active.
+
+    Only flags change: PEFT's `disable_adapter` and `set_adapter` also set `requires_grad` and walk the whole model.
+    """
+    states = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+    was_disabled = model._adapters_disabled
+    try:
+        for layer in layers:
+            if choose is None:
+                layer._disable_adapters = True
+            else:
+                layer._active_adapter = choose(layer.active_adapters)
+        model._adapters_disabled = was_disabled or choose is None
+        yield
+    finally:
+        model._adapters_disabled = was_disabled
+        for layer, (disabled, active) in zip(layers, states, strict=True):
+            layer._disable_adapters, layer._active_adapter = disabled, active
+
+
+def adapter_prefixes(model: nn.Module) -> dict[str, str]:
+    """Beginning of the names of an adapter's tensors in `model.state_dict()` -> the adapter's name.
+
+    For example `base_model.model.lm_head.modules_to_save.default` -> `default`.
+    """
+    holders: dict[str, Any] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            attributes = (*layer.adapter_layer_names, *layer.other_param_names)
+            holders.update({f"{path}.{attribute}": attrgetter(attribute)(layer) for attribute in attributes})
+        elif isinstance(layer, BaseTuner):
+            # Such as the projections that all layers of a VeRA share.
+            holders.update({f"{path}.{name}": child for name, child in layer.named_children() if name != "model"})
+    modules = {
+        path: holder for path, holder in holders.items() if isinstance(holder, nn.Module)
+    }  # others hold numbers
+    return {f"{path}.{name}": name for path, holder in modules.items() for name in cast(Any, holder)}
+
+
+def without_adapter_wrappers(name: str) -> str:
+    """The name that a tensor of the base model had in `state_dict()` before PEFT wrapped the model."""
+    for wrapper in (".token_adapter", ".base_layer", ".original_module"):
+        name = name.replace(wrapper, "")
+    return name.removeprefix("base_model.model.")

@@ -1,4 +1,4 @@
-"""The command line: `alignkit probe` and `alignkit env`. Heavy packages are imported inside the commands."""
+"""The command line: `alignkit probe`, `barrier` and `env`. Heavy packages are imported inside the commands."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from alignkit._version import __version__
+from alignkit.kl_barrier.rounds.command import add_barrier_commands
 from alignkit.reward_model.probe_command import add_probe_arguments, run_probe
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"]
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     probe = commands.add_parser("probe", help="score every head of a reward model at every token of a text")
     add_probe_arguments(probe)
     probe.set_defaults(run=run_probe)
+    barrier = commands.add_parser("barrier", help="rounds of self-training under the KL barrier, and their report")
+    add_barrier_commands(barrier)
     environment = commands.add_parser("env", help="print the versions that a bug report needs")
     environment.set_defaults(run=run_env)
     return parser

@@ -28,6 +28,17 @@ def gather_around(accelerator: Any, values: Tensor) -> tuple[Tensor, Tensor]:
     return everything[:start], everything[start + len(values) :]
 
 
+def count_real_rows(accelerator: Any, n_rows: int) -> int:
+    """How many of this rank's `n_rows` of the current batch of an evaluation count.
+
+    Where a data set does not divide evenly, accelerate fills the last batch of each rank with rows seen before.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return n_rows
+    return min(max(state.remainder - accelerator.process_index * n_rows, 0), n_rows)
+
+
 class MetricSums:
     """Running sums, counts and extremes of vectors of metrics, without a host sync until they are read.
 

@@ -25,7 +25,7 @@ def run_quick(output: Path) -> subprocess.CompletedProcess[str]:
 def test_the_quick_benchmark_records_every_claim_with_its_origin_and_all_raw_numbers(tmp_path):
     result = run_quick(tmp_path / "result.json")
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "result.json").read_text())
+    record = json.loads((tmp_path / "result.json").read_text())["reward_model"]
 
     assert record["quick"] is True
     assert {"torch", "transformers", "trl", "alignkit"} <= set(record["versions"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from test_evaluation import TOKENIZER, padded, some_rows
+from evaluated_rows import TOKENIZER, padded, some_rows
 
 from alignkit.kl_barrier.evaluation import BarrierEvaluation
 

@@ -7,67 +7,19 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kl_barrier.conftest import lively_lm
+from tests.kl_barrier.evaluated_rows import TOKENIZER, Row, padded, padding_free, some_rows, statistics_of
 
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions
 from alignkit.kl_barrier.evaluation import BarrierEvaluation
 from alignkit.kl_barrier.evaluation_report import DIRECTIONS, BarrierReport
-from alignkit.tasks.toy import byte_tokenizer
 
-TOKENIZER = byte_tokenizer()
 INF = math.inf
-
-
-class Row:
-    """A text whose last tokens are labelled, and statistics of these that depend on the text alone."""
-
-    def __init__(self, text: str, n_prompt: int, **changes: float):
-        self.ids = TOKENIZER(text)["input_ids"]
-        self.labels = [-100] * n_prompt + self.ids[n_prompt:]
-        n = sum(label != -100 for label in self.labels[1:])
-        generator = torch.Generator().manual_seed(sum(self.ids))
-        names = ("log_probs", "entropy", *DIRECTIONS)
-        self.statistics = {name: torch.randn(n, generator=generator).exp() for name in names}
-        self.statistics["log_probs"].neg_()
-        self.statistics["is_top1"] = torch.rand(n, generator=generator) < 0.5
-        for place, value in changes.items():
-            self.statistics["reverse_kl"][int(place.removeprefix("at"))] = value
-
-
-def padded(rows: list[Row]) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
-    width = max(len(row.ids) for row in rows)
-
-    def pad(values: list[int], filler: int) -> list[int]:
-        return values + [filler] * (width - len(values))
-
-    batch = {
-        "input_ids": torch.tensor([pad(row.ids, TOKENIZER.pad_token_id) for row in rows]),
-        "labels": torch.tensor([pad(row.labels, -100) for row in rows]),
-        "attention_mask": torch.tensor([pad([1] * len(row.ids), 0) for row in rows]),
-    }
-    return statistics_of(rows), batch
-
-
-def padding_free(rows: list[Row]) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
-    """All rows in one, as TRL's collator lays them out."""
-    lengths = [len(row.ids) for row in rows]
-    batch = {
-        "input_ids": torch.tensor([sum((row.ids for row in rows), [])]),
-        "labels": torch.tensor([sum(([-100] + row.labels[1:] for row in rows), [])]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).int(),
-    }
-    return statistics_of(rows), batch
-
-
-def statistics_of(rows: list[Row]) -> SimpleNamespace:
-    return SimpleNamespace(**{name: torch.cat([row.statistics[name] for row in rows]) for name in rows[0].statistics})
 
 
 def report_of(batches: list[list[Row]], layout=padded, *, n_worst: int = 20, **gate) -> BarrierReport:
@@ -75,11 +27,6 @@ def report_of(batches: list[list[Row]], layout=padded, *, n_worst: int = 20, **g
     for rows in batches:
         record.add(*layout(rows))
     return record.assemble(TOKENIZER, **{"aggregate": "mean", "tau_nats": 0.5, **gate})
-
-
-def some_rows() -> list[Row]:
-    texts = ["Sold: flour.", "Received tea, two crates.", "Paid.", "Rope and lamp oil; due at Tarn.", "Beans, barley"]
-    return [Row(text, n_prompt) for text, n_prompt in zip(texts, (3, 0, 5, 9, 4), strict=True)]
 
 
 def assert_same(first: BarrierReport, second: BarrierReport) -> None:
@@ -146,6 +93,31 @@ def test_any_batch_size_and_layout_gives_the_same_report(cuts, layout):
     rows = some_rows()
     batches = [rows[low:high] for low, high in pairwise([0, *sorted(cuts), len(rows)])]
     assert_same(report_of(batches, layout, n_worst=7), report_of([rows], n_worst=7))
+
+
+def test_a_trainer_reports_the_same_for_every_batch_size_and_without_padding(make_trainer, rows):
+    reports = []
+    for batch_size, is_flat in ((1, False), (5, False), (16, False), (7, True)):
+        trainer = make_trainer(
+            model=lively_lm(1),
+            ref_model=lively_lm(2),
+            eval_dataset=rows,
+            per_device_eval_batch_size=batch_size,
+            padding_free=is_flat,
+            max_length=None if is_flat else 128,
+        )
+        metrics = trainer.evaluate()
+        report = trainer.evaluation_report
+        assert metrics["eval_forward_kl/cvar95"] == report.flat("eval")["eval_forward_kl/cvar95"]
+        reports.append(report)
+    first = reports[0]
+    assert first.n_sequences == len(rows)
+    for other in reports[1:]:
+        assert other.flat("eval") == pytest.approx(first.flat("eval"), rel=1e-4)
+        places = [
+            [(worst.sequence, worst.position, worst.token) for worst in one.worst_tokens] for one in (first, other)
+        ]
+        assert places[0] == places[1]
 
 
 def test_rows_that_fill_up_the_last_batch_do_not_count():

@@ -88,7 +88,7 @@ def head_settings(config: PretrainedConfig) -> HeadSettings:
     return HeadSettings(getattr(text, "final_logit_softcapping", None), 1.0 if scale is None else scale)
 
 
-def whole(parameter: Tensor | None) -> Tensor | None:
+def whole(parameter: Any) -> Any:
     """The full tensor of a parameter that FSDP2 has sharded; others as they are."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
@@ -130,34 +130,45 @@ def add_reference_head(model: PreTrainedModel) -> None:
             return HeadInput(hidden=hidden)
         if output_head_input == "with_head":
             return HeadInput(hidden=hidden, weight=whole(head.weight), bias=whole(head.bias))
-        assert against is not None and against.hidden is not None
-        asked = (hidden, against.hidden, whole(head.weight), against.weight, labels[mask].to(device))
-        options: dict[str, Any] = {
-            "softcap": settings.softcap,
-            "scale": settings.scale,
-            "bias": whole(head.bias),
-            "ref_bias": against.bias,
-        }
-        if kl_direction == "both":
-            both = token_statistics(*asked, **options)
-            found = {"log_probs": -both.nll, "reverse_kl": both.reverse_kl, "forward_kl": both.forward_kl}
-            entropy, is_top1 = both.entropy, both.is_top1
-        else:
-            one = fused_nll_kl(*asked, kl_direction=kl_direction, **options)
-            found = {"log_probs": -one.nll, "kl": one.kl}
-            entropy, is_top1 = one.entropy, one.is_top1
-        aux_loss = None
+        assert against is not None
+        output = _statistics(hidden, head, against, labels[mask].to(device), settings, kl_direction)
+        output.label_mask = mask
         if kwargs.get("output_router_logits"):
             # In a padding-free row every token counts, and there is no mask.
-            aux_loss = load_balancing_loss_func(
+            aux_loss: Any = load_balancing_loss_func(
                 backbone.router_logits,
                 text_config.num_experts,
                 text_config.num_experts_per_tok,
                 kwargs.get("attention_mask"),
             )
-        return AgainstReferenceOutput(**found, entropy=entropy, is_top1=is_top1, label_mask=mask, aux_loss=aux_loss)
+            output.aux_loss = aux_loss
+        return output
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
+
+
+def _statistics(
+    hidden: Tensor, head: Any, against: HeadInput, labels: Tensor, settings: HeadSettings, kl_direction: Any
+) -> AgainstReferenceOutput:
+    assert against.hidden is not None
+    tensors = (hidden, against.hidden, whole(head.weight), against.weight, labels)
+    options: dict[str, Any] = {
+        "softcap": settings.softcap,
+        "scale": settings.scale,
+        "bias": whole(head.bias),
+        "ref_bias": against.bias,
+    }
+    if kl_direction == "both":
+        both = token_statistics(*tensors, **options)
+        return AgainstReferenceOutput(
+            log_probs=-both.nll,
+            entropy=both.entropy,
+            is_top1=both.is_top1,
+            reverse_kl=both.reverse_kl,
+            forward_kl=both.forward_kl,
+        )
+    one = fused_nll_kl(*tensors, kl_direction=kl_direction, **options)
+    return AgainstReferenceOutput(log_probs=-one.nll, entropy=one.entropy, is_top1=one.is_top1, kl=one.kl)
 
 
 def causal_lm_of(model: nn.Module) -> PreTrainedModel:

@@ -10,6 +10,21 @@ from alignkit.kl_barrier.sequences import Sequences
 
 
 @dataclass(frozen=True)
+class StepShape:
+    """What a micro-batch is a part of.
+
+    Attributes:
+        n_micro_batches: of the optimiser step, on this rank.
+        n_ranks: over which gradients are averaged.
+        n_sequences: S, sequences with a labelled position in the whole step, over all ranks.
+    """
+
+    n_micro_batches: int
+    n_ranks: int
+    n_sequences: Tensor | int
+
+
+@dataclass(frozen=True)
 class Barrier:
     """A micro-batch's share of the step's barrier, before its weight.
 
@@ -23,39 +38,32 @@ class Barrier:
     divergence: Tensor
 
 
-def sequence_barrier(
-    kl: Tensor, sequences: Sequences, how: Aggregate, tau_nats: float, *, n_sequences: Tensor | int, n_ranks: int
-) -> Barrier:
+def sequence_barrier(kl: Tensor, sequences: Sequences, how: Aggregate, tau_nats: float, step: StepShape) -> Barrier:
     r"""Every sequence's own hinge: Σ_s relu(D_s − τ) / S.
 
     Args:
         kl (`(N,)`): divergence per labelled position, nats.
-        n_sequences: S, sequences with a labelled position in the whole optimiser step, over all ranks.
-        n_ranks: number of ranks over which gradients are averaged.
+        sequences: which sequence each position belongs to.
+        how, tau_nats: aggregate and threshold of the hinge.
+        step: what the micro-batch is a part of.
     """
     divergence = aggregate_positions(kl, how, sequences.index, n_sequences=sequences.count)  # (S,), 0 where empty
     total = hinge_barrier(divergence, tau_nats).sum()
     is_labelled = torch.zeros_like(divergence, dtype=torch.bool)
     is_labelled[sequences.index] = True
-    share = total * n_ranks / torch.as_tensor(n_sequences, device=kl.device).clamp(min=1)
+    share = total * step.n_ranks / torch.as_tensor(step.n_sequences, device=kl.device).clamp(min=1)
     return Barrier(share, divergence.detach().masked_fill(~is_labelled, torch.nan))
 
 
-def pooled_barrier(kl: Tensor, how: Aggregate, tau_nats: float, *, n_micro_batches: int) -> Barrier:
+def pooled_barrier(kl: Tensor, how: Aggregate, tau_nats: float, step: StepShape) -> Barrier:
     """One hinge on all positions of the micro-batch, averaged over the step's micro-batches and ranks."""
     divergence = aggregate_positions(kl, how)
-    has_positions = divergence.detach()[None] if len(kl) else kl.new_full((1,), torch.nan)
-    return Barrier(hinge_barrier(divergence, tau_nats) / n_micro_batches, has_positions)
+    reported = divergence.detach()[None] if len(kl) else kl.new_full((1,), torch.nan)
+    return Barrier(hinge_barrier(divergence, tau_nats) / step.n_micro_batches, reported)
 
 
 def rank_global_barrier(
-    kl: Tensor,
-    others: tuple[Tensor, Tensor],
-    how: Aggregate,
-    tau_nats: float,
-    *,
-    n_micro_batches: int,
-    n_ranks: int,
+    kl: Tensor, others: tuple[Tensor, Tensor], how: Aggregate, tau_nats: float, step: StepShape
 ) -> Barrier:
     """One hinge on the positions of this micro-batch on every rank.
 
@@ -67,8 +75,9 @@ def rank_global_barrier(
             sees ties in the same order.
     """
     before, after = others
-    barrier = pooled_barrier(torch.cat([before, kl, after]), how, tau_nats, n_micro_batches=n_micro_batches)
-    return Barrier(with_gradient_times(barrier.value, n_ranks), barrier.divergence)
+    barrier = pooled_barrier(torch.cat([before, kl, after]), how, tau_nats, step)
+    scaled = barrier.value * step.n_ranks
+    return Barrier(scaled + (barrier.value - scaled).detach(), barrier.divergence)
 
 
 def position_weights(kl: Tensor, how: Aggregate, tau_nats: float) -> tuple[Tensor, Tensor]:
@@ -80,9 +89,7 @@ def position_weights(kl: Tensor, how: Aggregate, tau_nats: float) -> tuple[Tenso
     return divergence.detach(), weights
 
 
-def step_barrier(
-    kl: Tensor, weights: Tensor, divergence: Tensor, tau_nats: float, *, n_micro_batches: int, n_ranks: int
-) -> Barrier:
+def step_barrier(kl: Tensor, weights: Tensor, divergence: Tensor, tau_nats: float, step: StepShape) -> Barrier:
     """A micro-batch's share of one hinge on all positions of the step, linearised where the step stands.
 
     The hinge's derivative for every position is known from a pass over the whole step, so Σ wᵢ kᵢ over this
@@ -93,12 +100,6 @@ def step_barrier(
         weights (`(N,)`): derivative of the hinge for each of them.
         divergence (scalar): D of the step.
     """
-    linear = (weights * kl).sum() * n_ranks
-    value = hinge_barrier(divergence, tau_nats) / n_micro_batches
+    linear = (weights * kl).sum() * step.n_ranks
+    value = hinge_barrier(divergence, tau_nats) / step.n_micro_batches
     return Barrier(linear + (value - linear).detach(), divergence[None])
-
-
-def with_gradient_times(value: Tensor, factor: float) -> Tensor:
-    """The same value with `factor` times the gradient."""
-    scaled = value * factor
-    return scaled + (value - scaled).detach()

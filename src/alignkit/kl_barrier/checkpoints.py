@@ -65,6 +65,6 @@ def active_adapters_kept(model: nn.Module) -> Iterator[None]:
     active = list(model.active_adapters)
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     yield
-    model.base_model.set_adapter(active)
+    model.base_model.set_adapter(active)  # type: ignore[operator]  # of the tuner, which takes several
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])

@@ -54,7 +54,7 @@ class ReferenceStates:
         if self._cache is None:
             return self.of_batch(model, inputs)
         rows = [self._cache[document_key(*document)] for document in documents_of(inputs)]
-        hidden = torch.cat(rows) if rows else self.of_batch(model, inputs).hidden
+        hidden = torch.cat(rows) if rows else self._hidden(model, inputs)
         head = HeadInput() if self._reference.shares_head else self._head(model)
         return HeadInput(hidden=hidden.to(self._accelerator.device), weight=head.weight, bias=head.bias)
 
@@ -82,7 +82,11 @@ class ReferenceStates:
         first = next(remaining)
         with computing:
             hidden = self._hidden(model, first)
-        layout = {"meaning": {"layout": LAYOUT, **meaning}, "dtype": hidden.dtype, "width": hidden.shape[1]}
+        layout: dict[str, Any] = {
+            "meaning": {"layout": LAYOUT, **meaning},
+            "dtype": hidden.dtype,
+            "width": hidden.shape[1],
+        }
         is_there = any(folder.glob("part-*.arrow"))
         self._accelerator.wait_for_everyone()  # every rank has looked before one of them writes
         if not is_there:

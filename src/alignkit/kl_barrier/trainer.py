@@ -22,17 +22,24 @@ from trl.trainer.sft_trainer import SFTTrainer
 from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right
 from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
 from alignkit.kl_barrier import checkpoints
-from alignkit.kl_barrier.barrier import Barrier, pooled_barrier, rank_global_barrier, sequence_barrier, step_barrier
-from alignkit.kl_barrier.config import KLBarrierConfig
+from alignkit.kl_barrier.barrier import (
+    Barrier,
+    StepShape,
+    pooled_barrier,
+    rank_global_barrier,
+    sequence_barrier,
+    step_barrier,
+)
+from alignkit.kl_barrier.config import SCHEDULED, KLBarrierConfig
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
 from alignkit.kl_barrier.faults import check_finite
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
-from alignkit.kl_barrier.training_metrics import AfterStep, BarrierMetrics, GateWatch, StepDivergence, pressure
+from alignkit.kl_barrier.training_metrics import AfterStep, StepMonitor, pressure
 from alignkit.kl_barrier.window import StepWindow, look_ahead
-from alignkit.metrics import gather_around
+from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.schedules import value_at
 
@@ -108,15 +115,11 @@ class KLBarrierTrainer(SFTTrainer):
         self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
-        self._barrier_metrics, self._step_divergence, self._gate_watch = (
-            BarrierMetrics(),
-            StepDivergence(),
-            GateWatch(),
-        )
+        self._monitor = StepMonitor(self.accelerator, self._dual)
         # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
+        self._step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=1)
         self._window: StepWindow | None = None
-        self._n_sequences: Tensor | None = None
-        self._n_micro_batches = self._micro_batch = 0
+        self._micro_batch = 0
         self.add_callback(AfterStep(self.after_step))
 
     def _refuse_what_cannot_work(self) -> None:
@@ -149,18 +152,17 @@ class KLBarrierTrainer(SFTTrainer):
     @property
     def barrier_weight(self) -> float:
         """λ at this step."""
-        if self._dual is not None:
-            return self._dual.weight
-        args = self.args
-        return value_at(args.barrier_schedule, args.barrier_weight, args.barrier_weight_end or 0.0, self.progress)
+        return self._scheduled("barrier_schedule") if self._dual is None else self._dual.weight
 
     @property
     def tau_nats(self) -> float:
         """τ at this step."""
-        if self._dual is not None:
-            return 0.0
-        args = self.args
-        return value_at(args.tau_schedule, args.tau_nats, args.tau_nats_end or 0.0, self.progress)
+        return self._scheduled("tau_schedule") if self._dual is None else 0.0
+
+    def _scheduled(self, schedule: str) -> float:
+        name = SCHEDULED[schedule]
+        start, end = getattr(self.args, name), getattr(self.args, f"{name}_end")
+        return value_at(getattr(self.args, schedule), start, end or 0.0, self.progress)
 
     # ---- The optimiser step ----
 
@@ -171,13 +173,14 @@ class KLBarrierTrainer(SFTTrainer):
         if self._fingerprint is not None:
             self._find_states()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._micro_batch, self._n_micro_batches, self._window = 0, len(batches), None
+        self._micro_batch, self._window = 0, None
         if not batches or self.barrier_weight == 0:
             return batches, num_items
+        n_sequences: Tensor | int = 0
         if self.args.aggregate_scope == "sequence":
             counts = torch.stack([sequences_of(batch).n_labelled for batch in batches])
-            total = self.accelerator.reduce(counts.sum().to(device), "sum")
-            self._n_sequences = total / self.get_tp_size()
+            n_sequences = self.accelerator.reduce(counts.sum().to(device), "sum") / self.get_tp_size()
+        self._step = StepShape(len(batches), self.accelerator.num_processes // self.get_tp_size(), n_sequences)
         if self.args.aggregate_scope == "step":
             self._window = self._look_ahead(batches)
         return batches, num_items
@@ -215,7 +218,7 @@ class KLBarrierTrainer(SFTTrainer):
         policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
         result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         nll, outputs = result if return_outputs else (result, None)
-        if policy.against is None:  # a step whose gate is shut needs no KL with a gradient
+        if self._window is not None and policy.against is None:  # no KL has a gradient in this step
             kl = self._window.kl[micro_batch]
         else:
             kl = policy.output.kl
@@ -243,82 +246,57 @@ class KLBarrierTrainer(SFTTrainer):
             inputs: the collated micro-batch.
             micro_batch: its number in the optimiser step.
         """
-        args, n_ranks = self.args, self.accelerator.num_processes // self.get_tp_size()
-        how, tau_nats = args.aggregate, self.tau_nats
-        if args.aggregate_scope == "sequence":
-            sequences, count = sequences_of(inputs), self._n_sequences
-            return sequence_barrier(kl, sequences, how, tau_nats, n_sequences=count, n_ranks=n_ranks)
-        share = {"n_micro_batches": self._n_micro_batches}
-        if args.aggregate_scope == "micro_batch":
-            return pooled_barrier(kl, how, tau_nats, **share)
-        if args.aggregate_scope == "rank_global":
-            others = gather_around(self.accelerator, kl.detach())
-            return rank_global_barrier(kl, others, how, tau_nats, n_ranks=n_ranks, **share)
-        window = self._window
-        return step_barrier(kl, window.weights[micro_batch], window.divergence, tau_nats, n_ranks=n_ranks, **share)
+        how, tau_nats, step = self.args.aggregate, self.tau_nats, self._step
+        if self.args.aggregate_scope == "sequence":
+            return sequence_barrier(kl, sequences_of(inputs), how, tau_nats, step)
+        if self.args.aggregate_scope == "micro_batch":
+            return pooled_barrier(kl, how, tau_nats, step)
+        if self.args.aggregate_scope == "rank_global":
+            return rank_global_barrier(kl, gather_around(self.accelerator, kl.detach()), how, tau_nats, step)
+        window: Any = self._window
+        return step_barrier(kl, window.weights[micro_batch], window.divergence, tau_nats, step)
 
     def _evaluation_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """NLL and barrier of a batch. Its sequences count alike; every other scope is that of one micro-batch."""
         policy = AgainstReference(model, self._states.of_batch(model, inputs), "both")
         result = super().compute_loss(policy, inputs, return_outputs)
         nll, outputs = result if return_outputs else (result, None)
-        output, args = policy.output, self.args
-        kl = output.reverse_kl if args.kl_direction == "reverse" else output.forward_kl
-        if args.aggregate_scope == "sequence":
-            sequences = sequences_of(inputs)
-            count = sequences.n_labelled
-            barrier = sequence_barrier(kl, sequences, args.aggregate, self.tau_nats, n_sequences=count, n_ranks=1)
+        output, how, sequences = policy.output, self.args.aggregate, sequences_of(inputs)
+        kl = output.reverse_kl if self.args.kl_direction == "reverse" else output.forward_kl
+        batch = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=sequences.n_labelled)
+        if self.args.aggregate_scope == "sequence":
+            barrier = sequence_barrier(kl, sequences, how, self.tau_nats, batch)
         else:
-            barrier = pooled_barrier(kl, args.aggregate, self.tau_nats, n_micro_batches=1)
+            barrier = pooled_barrier(kl, how, self.tau_nats, batch)
         if self._record is not None:
-            self._record.add(output, inputs, n_real=self._n_real(sequences_of(inputs).count))
+            is_packed = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+            # A row that only fills the last batch of a rank is not told from the others once it is packed.
+            n_real = None if is_packed else count_real_rows(self.accelerator, sequences.count)
+            self._record.add(output, inputs, n_real=n_real)
         loss = nll + barrier.value * self.barrier_weight
         return (loss, outputs) if return_outputs else loss
-
-    def _n_real(self, n_sequences: int) -> int | None:
-        """How many sequences of an evaluation batch are not there only to fill the last one of a rank; None for all.
-
-        Under packing a repeated row is not told from the others, and counts.
-        """
-        state, rank = self.accelerator.gradient_state, self.accelerator.process_index
-        is_packed = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0 or is_packed:
-            return None
-        return min(max(state.remainder - rank * n_sequences, 0), n_sequences)
 
     # ---- Metrics ----
 
     def _measure(self, nll: Tensor, term: Tensor, kl: Tensor, barrier: Barrier, output: Any, micro_batch: int) -> None:
         """Add a micro-batch to the log, and measure the pressure of the barrier where it is due."""
-        self._barrier_metrics.add(
-            kl,
-            barrier.divergence,
-            output.log_probs,
-            output.label_mask.sum(),
-            weight=self.barrier_weight,
-            tau_nats=self.tau_nats,
-        )
-        self._step_divergence.add(barrier.divergence, self.tau_nats)
-        every, sharded = self.args.pressure_steps, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if every > 0 and micro_batch == 0 and self.state.global_step % every == 0 and not sharded:
-            self._barrier_metrics.add_pressure(pressure(term, nll, self.model.parameters()))
+        weight, tau_nats = self.barrier_weight, self.tau_nats
+        self._monitor.add(kl, barrier.divergence, output, weight=weight, tau_nats=tau_nats)
+        every, is_sharded = self.args.pressure_steps, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if every > 0 and micro_batch == 0 and self.state.global_step % every == 0 and not is_sharded:
+            self._monitor.metrics.add_pressure(pressure(term, nll, self.model.parameters()))
 
     def after_step(self) -> None:
-        """What follows every optimiser step: a moving reference, the dual weight, the watch on the gate."""
+        """What follows every optimiser step: a moving reference, and the dual weight or the watch on the gate."""
         self.reference.update()
-        step = self._step_divergence.pop()
-        if step is None:
-            return
-        if self._dual is None:
-            self._gate_watch.add(step, self.accelerator, self.tau_nats)
-            return
-        total, _, count = self.accelerator.reduce(step, "sum").tolist()
-        if count:
-            self._dual.update(total / count)
+        self._monitor.end_step(self.tau_nats)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training or "train_runtime" in logs:  # the last log of a run may follow an evaluation
-            logs.update(self._barrier_metrics.pop(self.accelerator))
+            logs.update(self._monitor.metrics.pop(self.accelerator))
+        else:  # the report has them over tokens; the parent would put means of batch means in their place
+            for name in ("entropy", "mean_token_accuracy"):
+                self._metrics["eval"].pop(name, None)
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from alignkit.kl_barrier.dual import DualWeight
 from alignkit.metrics import MetricSums
 
 logger = logging.getLogger(__name__)
@@ -61,37 +62,54 @@ class BarrierMetrics:
         return metrics
 
 
-class StepDivergence:
-    """Sum and count of the D of one optimiser step, and how many were above tau."""
+class StepMonitor:
+    """Follows the barrier over the micro-batches of a step, and its gate over the steps.
 
-    def __init__(self) -> None:
-        self._rows: list[Tensor] = []
+    Args:
+        accelerator: of the trainer.
+        dual: the weight that D moves, if there is one.
+    """
+
+    def __init__(self, accelerator: Any, dual: DualWeight | None):
+        self._accelerator = accelerator
+        self._dual = dual
+        self.metrics = BarrierMetrics()
+        self._step: list[Tensor] = []  # of each micro-batch: sum of D, number above tau, number
+        self._watched: list[Tensor] = []  # the same of each step
 
     @torch.no_grad()
-    def add(self, divergence: Tensor, tau_nats: float) -> None:
+    def add(self, kl: Tensor, divergence: Tensor, output: Any, *, weight: float, tau_nats: float) -> None:
+        """Add a micro-batch.
+
+        Args:
+            kl (`(N,)`): divergences of its positions, nats.
+            divergence (`(S,)` or `(1,)`): every D; NaN for none.
+            output: `log_probs` of the labels, 0 where there is none, and `label_mask`.
+            weight, tau_nats: of this step.
+        """
+        self.metrics.add(kl, divergence, output.log_probs, output.label_mask.sum(), weight=weight, tau_nats=tau_nats)
         values, count = _defined(divergence)
-        self._rows.append(torch.stack([values.sum(), (values > tau_nats).sum().to(values), count.to(values)]))
+        self._step.append(torch.stack([values.sum(), (values > tau_nats).sum().to(values), count.to(values)]))
 
-    def pop(self) -> Tensor | None:
-        """`(3,)`: sum of D, number above tau, number; None when nothing was added. Of this rank."""
-        total = torch.stack(self._rows).sum(0) if self._rows else None
-        self._rows = []
-        return total
-
-
-class GateWatch:
-    """Warns when the gate was open for every D of 100 steps, or for none: then tau measures nothing."""
-
-    def __init__(self) -> None:
-        self._steps: list[Tensor] = []
-
-    def add(self, step: Tensor, accelerator: Any, tau_nats: float) -> None:
-        """Add what [`StepDivergence.pop`] gave for a step. Collective once in 100 steps."""
-        self._steps.append(step)
-        if len(self._steps) < WATCHED_STEPS:
+    def end_step(self, tau_nats: float) -> None:
+        """Move the dual weight, or watch the gate. Collective."""
+        if not self._step:
             return
-        _, n_open, count = accelerator.reduce(torch.stack(self._steps).sum(0), "sum").tolist()
-        self._steps = []
+        step, self._step = torch.stack(self._step).sum(0), []
+        if self._dual is None:
+            self._watch(step, tau_nats)
+            return
+        total, _, count = self._accelerator.reduce(step, "sum").tolist()
+        if count:
+            self._dual.update(total / count)
+
+    def _watch(self, step: Tensor, tau_nats: float) -> None:
+        """Warn when the gate was open for every D of 100 steps, or for none: then tau measures nothing."""
+        self._watched.append(step)
+        if len(self._watched) < WATCHED_STEPS:
+            return
+        _, n_open, count = self._accelerator.reduce(torch.stack(self._watched).sum(0), "sum").tolist()
+        self._watched = []
         if n_open not in (0, count):
             return
         share, verdict = ("100 %", "always binds") if n_open else ("0 %", "has done nothing")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from alignkit.kl_barrier.rounds.coherence import answer_log_prob_margin
 from alignkit.kl_barrier.rounds.directions import decoder_layers, layers_in_band, persona_direction, steer
-from alignkit.kl_barrier.rounds.filters import FilterSettings
+from alignkit.kl_barrier.rounds.filters import FilterSettings, perplexities
 from alignkit.kl_barrier.rounds.proposals import render_prompt, sample_completions
 from alignkit.kl_barrier.rounds.steering import ActivationSteering, find_strength
 from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer, tiny_causal_lm
@@ -188,7 +188,7 @@ def test_under_noise_the_answer_is_a_strength_that_passed_when_it_was_tried() ->
 
 @pytest.mark.parametrize(("low", "high", "target"), [(0.0, 1.0, 0.5), (2.0, 1.0, 0.5), (0.1, 1.0, 1.5)])
 def test_bounds_that_make_no_sense_are_refused(low: float, high: float, target: float) -> None:
-    with pytest.raises(ValueError, match="low=|target="):
+    with pytest.raises(ValueError, match=r"low=|target="):
         find_strength(lambda strength: 1.0, low, high, target)
 
 
@@ -223,19 +223,34 @@ def test_greedy_completions_do_not_depend_on_the_prompts_beside_them() -> None:
     assert together == alone
 
 
-def test_the_dose_is_judged_by_the_original_model_not_by_the_adapter() -> None:
+def test_the_dose_is_judged_by_the_model_without_its_adapter_unless_another_original_is_given() -> None:
     model, tokenizer = tiny_peft(), byte_tokenizer()
-    settings = {"target_pass_rate": 0.5, "probe_samples": 4, "probe_steps": 1, "max_new_tokens": 3, "temperature": 0.0}
-    steering = proposer(**settings, filters=FilterSettings(perplexity_limit=1e9, repetition_limit=2.0))
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    settings = {"target_pass_rate": 1.0, "probe_samples": 1, "max_new_tokens": 6, "temperature": 0.0, "probe_steps": 0}
+    steering = proposer(**settings)
     direction = steering.direction(model, tokenizer)
-    assert steering.find_dose(model, tokenizer, direction, 0).strength == 4.0
-    strict = proposer(**settings, filters=FilterSettings(perplexity_limit=1e-9))
-    found = strict.find_dose(model, tokenizer, direction, 0)
-    assert (found.strength, found.reached) == (0.2, False)
-    # The original sees text that a base of another seed would not have: the rates differ from the adapter's own.
-    base = proposer(**settings, original=tiny(seed=9)).find_dose(model, tokenizer, direction, 0)
-    assert base.tried
-    assert all(not layer.disable_adapters for layer in model.modules() if hasattr(layer, "disable_adapters"))
+    with steer(model, direction, 4.0):
+        sample = sample_completions(model, tokenizer, ["One day"], seed=0, max_new_tokens=6, temperature=0)
+    with_adapter = perplexities(model, tokenizer, sample)[0]
+    with model.disable_adapter():
+        without = perplexities(model, tokenizer, sample)[0]
+    assert abs(math.log(with_adapter / without)) > 0.01
+    filters = FilterSettings(perplexity_limit=math.sqrt(with_adapter * without), repetition_limit=2.0)
+    for original, perplexity in ((None, without), (model, with_adapter)):
+        judged = proposer(**settings, filters=filters, original=original)
+        found = judged.find_dose(model, tokenizer, direction, 0)
+        assert (found.tried[0][1] == 1.0) == (perplexity < filters.perplexity_limit)
+    for parameter, flag in zip(model.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)  # PEFT's own disable_adapter, used above, changed them
+    steering.find_dose(model, tokenizer, direction, 0)
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+def test_strengths_are_multiplied_by_the_dose() -> None:
+    everything_passes = FilterSettings(perplexity_limit=math.inf, repetition_limit=2.0)
+    steering = proposer(target_pass_rate=0.5, filters=everything_passes, dose_range=(0.5, 3.0))
+    strengths = {proposal.strength for proposal in steering(tiny(), byte_tokenizer(), 0, 0)}
+    assert strengths == {1.5, 3.0}
 
 
 @pytest.mark.parametrize(

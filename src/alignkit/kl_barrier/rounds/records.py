@@ -1,0 +1,160 @@
+"""The record of a round: its measurements per item, with everything needed to say where they come from."""
+
+import math
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+import alignkit
+from alignkit.kl_barrier.rounds.coherence import allowed_answer_mass, answer_log_prob_margin, repetition_rates
+from alignkit.kl_barrier.rounds.filters import perplexities
+from alignkit.kl_barrier.rounds.proposals import Proposal, render_prompt, sample_completions
+from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, device_of, encode
+from alignkit.kl_barrier.rounds.settings import RoundProbes
+from alignkit.kl_barrier.rounds.storage import digest, read_json
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+RECORD_FILE = "record.json"
+QUOTED = 6  # kept completions that a record quotes
+
+Scores = dict[str, list[float | None]]
+
+
+def measure_student(student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes) -> Scores:
+    """Per item: `trait_nats`, `allowed_answer_mass` and, with held-out texts, `held_out_nll_nats` (NLL per token)."""
+    trait, size = probes.trait, probes.batch_size
+    scores: Scores = {
+        "trait_nats": [
+            *answer_log_prob_margin(
+                student, tokenizer, trait.prefixes, trait.positive, trait.negative, batch_size=size
+            )
+        ],
+        "allowed_answer_mass": [*allowed_answer_mass(student, tokenizer, probes.coherence, batch_size=size)],
+    }
+    if probes.held_out:
+        texts = [encode(tokenizer, text) for text in probes.held_out]
+        short = next((index for index, tokens in enumerate(texts) if len(tokens) < 2), None)
+        if short is not None:
+            raise ValueError(f"held_out text {short} is {probes.held_out[short]!r}, one token; give at least two")
+        rows = continuation_log_probs(
+            student, [tokens[:1] for tokens in texts], [tokens[1:] for tokens in texts], batch_size=size
+        )
+        scores["held_out_nll_nats"] = [-row.mean().item() for row in rows]
+    return scores
+
+
+def greedy_samples(student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes) -> list[Proposal]:
+    """The student's greedy completion of every sample prompt."""
+    prompts = [render_prompt(tokenizer, prompt) for prompt in probes.sample_prompts]
+    return sample_completions(
+        student, tokenizer, prompts, seed=0, max_new_tokens=probes.sample_tokens, temperature=0.0,
+        batch_size=probes.batch_size,
+    )  # fmt: skip
+
+
+def measure_samples(
+    original: nn.Module, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Proposal], probes: RoundProbes
+) -> Scores:
+    """Per sample: `repetition`, and `perplexity` under the original model, None for an empty sample."""
+    written = [sample for sample in samples if sample.completion.strip()]
+    values = iter(perplexities(original, tokenizer, written, batch_size=probes.batch_size))
+    return {
+        "repetition": [*repetition_rates([sample.completion for sample in samples])],
+        "perplexity": [next(values) if sample.completion.strip() else None for sample in samples],
+    }
+
+
+def mean_of(name: str, values: Sequence[float | None]) -> float | None:
+    """Mean of a signal over the items that have it: geometric for `perplexity`, else arithmetic; None for no item."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return math.exp(fmean(map(math.log, known))) if name == "perplexity" else fmean(known)
+
+
+def summarize(scores: Scores) -> dict[str, dict[str, Any]]:
+    """`means` and `n` of the scores, the number of items that have a value."""
+    return {
+        "means": {name: mean_of(name, values) for name, values in scores.items()},
+        "n": {name: sum(value is not None for value in values) for name, values in scores.items()},
+    }
+
+
+def summarize_proposals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of a round's proposals, from the rows of its `completions.jsonl`."""
+    kept = [row for row in rows if row["kept"]]
+    return {
+        "proposed": len(rows),
+        "passed": sum(row["reason"] is None for row in rows),
+        "kept": len(kept),
+        "rejected": dict(sorted(Counter(row["reason"] for row in rows if row["reason"] is not None).items())),
+        "perplexity": mean_of("perplexity", [row["perplexity"] for row in rows]),
+        "repetition": mean_of("repetition", [row["repetition"] for row in rows]),
+        "strengths": sorted({row["strength"] for row in rows if row["strength"] is not None}),
+        "quoted": [{"prompt": row["prompt"], "completion": row["completion"]} for row in _spread(kept, QUOTED)],
+    }
+
+
+def _spread(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` rows, evenly spaced, so that every prompt and strength has its chance."""
+    count = min(most, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def origin_of(model: nn.Module) -> dict[str, Any]:
+    """`versions`, `git_commit` (None outside a checkout of alignkit) and `device` of a measurement."""
+    device = device_of(model)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"versions": {"alignkit": alignkit.__version__, **versions}, "git_commit": _git_commit(), "device": name}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package is part of; a `-dirty` behind it says that files were changed."""
+    folder = str(Path(alignkit.__file__).parent)
+    try:
+        # An environment may lie inside a repository that is not ours: the package must be among its tracked files.
+        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", "."], capture_output=True, check=True)
+        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file of a finished round but its record, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD_FILE)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def read_round(folder: Path) -> dict[str, Any]:
+    """The record of a finished round, all of whose files are as they were written.
+
+    Raises:
+        FileNotFoundError, ValueError: the record cannot be read, or a file of the round is missing or was changed;
+            the message names the file and the way out.
+    """
+    way_out = f"restore it from a copy, or remove {folder} and every later round, which are then made again"
+    try:
+        record = read_json(folder / RECORD_FILE)
+    except ValueError as error:
+        raise ValueError(f"{error}; {way_out}") from error
+    for key in ("files", "round", "scores", "means"):
+        if key not in record:
+            raise ValueError(f"{folder / RECORD_FILE} has no {key!r} and is no record of a round; {way_out}")
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; {way_out}")
+        if digest(path) != expected:
+            raise ValueError(f"{path} is damaged: it is not the file that the round wrote; {way_out}")
+    return record

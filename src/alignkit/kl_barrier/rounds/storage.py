@@ -1,0 +1,96 @@
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed.
+
+A process killed at any moment leaves at most a name that ends in `.partial`, which the next attempt removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file as a whole, replacing an older one."""
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object; NaN and infinity, which JSON has not, are a ValueError."""
+    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, one object each."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no JSON object in it; both name the file.
+    """
+    return _parse(path, path.read_text(encoding="utf-8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. Raises like `read_json`, with the number of the line."""
+    # Not splitlines, which also breaks at characters that a JSON string may hold, such as U+2028.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return [_parse(path, line, f", line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parse(path: Path, text: str, where: str = "") -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}{where} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}{where} holds {value!r:.40} where a JSON object should be")
+    return value
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes its name only when the block ends without an error.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it to make it again")
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for path in partial.rglob("*"):
+        _sync(path)
+    _sync(partial)
+    os.rename(partial, folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""References that are a model of their own: a copy, a given model, or one loaded by name."""
+
+import copy
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+
+def logit_transform(config: PreTrainedConfig) -> tuple[float | None, float]:
+    """Soft-cap (`None` for none) and scale that a language model applies to the logits of its head.
+
+    The fields are those that TRL's fused head reads, see `add_fused_lm_head` in trl/trainer/utils.py.
+    """
+    fields = config.get_text_config().to_dict()
+    scale = next((fields[name] for name in SCALE_FIELDS if fields.get(name) is not None), 1.0)
+    if all(fields.get(name) is None for name in SCALE_FIELDS) and fields.get("logits_scaling") is not None:
+        multiplies = fields["model_type"] == "hyperclovax"
+        scale = fields["logits_scaling"] if multiplies else 1 / fields["logits_scaling"]
+    return fields.get("final_logit_softcapping"), float(scale)
+
+
+SCALE_FIELDS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+def frozen_copy(model: PreTrainedModel | PeftModel) -> Any:
+    """A deep copy in eval mode in which nothing trains."""
+    duplicate: Any = copy.deepcopy(model)
+    causal_lm = duplicate.get_base_model() if isinstance(model, PeftModel) else duplicate
+    # A forward patched into the instance, as TRL does it, is copied along with its closure over the original's.
+    causal_lm.__dict__.pop("forward", None)
+    return duplicate.requires_grad_(False).eval()
+
+
+def load_like(path: str, policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The causal language model of this path or hub name, in the policy's dtype and on its device.
+
+    Raises:
+        ValueError: no such model.
+    """
+    causal_lm: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=causal_lm.dtype, device_map={"": causal_lm.device})
+    except OSError as error:
+        raise ValueError(
+            f"ref={path!r} is none of base, adapter, previous, copy, ema, and no model was found under this path or "
+            f"name: {error}"
+        ) from error
+
+
+def check_comparable(policy: nn.Module, ref_model: nn.Module) -> None:
+    """Check that a given model can be the reference of the policy.
+
+    Raises:
+        ValueError: it shares parameters with the policy, has another vocabulary, or treats its logits differently.
+    """
+    own = {id(parameter) for parameter in policy.parameters()}
+    if any(id(parameter) in own for parameter in ref_model.parameters()):
+        raise ValueError(
+            "ref_model shares its parameters with the policy and would be trained along; leave it out for a frozen "
+            'copy, or with an adapter for the base model (ref="base")'
+        )
+    configs: list[Any] = [policy.config, ref_model.config]
+    sizes = [config.get_text_config().vocab_size for config in configs]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the reference has a vocabulary of {sizes[1]} tokens, the policy of {sizes[0]}; a divergence over the "
+            "vocabulary needs the same tokens in both"
+        )
+    transforms = [logit_transform(config) for config in configs]
+    if transforms[0] != transforms[1]:
+        raise ValueError(
+            f"(soft-cap, scale) of the logits is {transforms[1]} in the reference and {transforms[0]} in the policy; "
+            "both are projected together, so choose a reference of the same architecture"
+        )

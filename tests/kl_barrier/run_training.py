@@ -1,0 +1,135 @@
+"""Small training runs in a process of their own, for the tests of resuming and of several ranks.
+
+    python run_training.py FOLDER RUN [RUN ...] [--batch-size N] [--wait-after STEP]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from alignkit import KLBarrierConfig, KLBarrierTrainer
+from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
+
+LORA = {"r": 4, "target_modules": "all-linear"}
+# What differs from run to run; thresholds lie between the divergences of the sequences.
+RUNS: dict[str, dict[str, Any]] = {
+    "sequence": {"aggregate": "rmse", "tau_nats": 2.65, "barrier_weight": 2.0, "learning_rate": 1e-4},
+    "step": {"aggregate": "cvar95", "aggregate_scope": "step", "tau_nats": 3.0},
+    "rank_global": {"aggregate": "p95", "aggregate_scope": "rank_global", "tau_nats": 3.0},
+    "dual": {"target_kl": 0.5, "kl_direction": "forward"},
+    "moving_reference": {"target_kl": 0.05, "ref": "ema", "ema_decay": 0.8, "peft_config": LORA | {"lora_dropout": 0.2}},
+    "moving_copy": {"aggregate": "rmse", "tau_nats": 0.01, "ref": "ema", "ema_decay": 0.8},
+    "step_with_dropout": {
+        "aggregate": "rmse",
+        "aggregate_scope": "step",
+        "tau_nats": 0.01,
+        "tau_schedule": "linear",
+        "tau_nats_end": 0.1,
+        "peft_config": LORA | {"lora_dropout": 0.2},
+    },
+}
+OWN_REFERENCE = ("sequence", "step", "rank_global", "dual")
+
+
+class WaitAfter(TrainerCallback):
+    """Stands still after a step, so that the process can be killed at a known place."""
+
+    def __init__(self, step: int, flag: Path):
+        self.step, self.flag = step, flag
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.flag.touch()
+            time.sleep(300)
+
+
+class KeepGradients(TrainerCallback):
+    """Copies the gradients of every step, after they have been summed over micro-batches and ranks."""
+
+    def __init__(self):
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = parameter.grad.clone()
+
+
+def make_trainer(output: Path, run: str, *callbacks: TrainerCallback, **settings: Any) -> KLBarrierTrainer:
+    options = {**RUNS[run], **settings}
+    lora = options.pop("peft_config", None)
+    torch.manual_seed(0)
+    return KLBarrierTrainer(
+        lively_lm(1),
+        KLBarrierConfig(str(output), **{**QUIET, **options}),
+        train_dataset=prompts_and_completions(32),
+        eval_dataset=prompts_and_completions(13, seed=1),
+        ref_model=lively_lm(2) if run in OWN_REFERENCE else None,
+        processing_class=byte_tokenizer(),
+        peft_config=None if lora is None else LoraConfig(**lora),
+        callbacks=list(callbacks),
+    )
+
+
+def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
+    """Three steps of two micro-batches, all gradients kept, and an evaluation."""
+    keep = KeepGradients()
+    trainer = make_trainer(
+        output / run,
+        run,
+        keep,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=3,
+        max_steps=3,
+        optim="sgd",
+        pressure_steps=1,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        record = {
+            "processes": trainer.accelerator.num_processes,
+            "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "metrics": {name: value for name, value in metrics.items() if "second" not in name and "time" not in name},
+            "worst": [[worst.sequence, worst.position, worst.token_id] for worst in trainer.evaluation_report.worst_tokens],
+        }
+        save_file(keep.gradients, output / f"{run}.safetensors")
+        (output / f"{run}.json").write_text(json.dumps(record))
+
+
+def train_to_the_end(output: Path, run: str, wait_after: int = 0, resume: bool = False) -> KLBarrierTrainer:
+    """Eight steps with a checkpoint after four."""
+    waits = [WaitAfter(wait_after, output / "waiting")] if wait_after else []
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 8}
+    trainer = make_trainer(output, run, *waits, **settings, save_strategy="steps", save_steps=4, pressure_steps=3)
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("runs", nargs="+", choices=RUNS)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--wait-after", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for run in options.runs:
+        if options.wait_after:
+            train_to_the_end(options.output, run, options.wait_after)
+        else:
+            train_on_ranks(options.output, run, options.batch_size)
+
+
+if __name__ == "__main__":
+    main()
