@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -62,7 +63,7 @@ class Claim:
         name (`str`): what is claimed, in words.
         values (`list[float]`): the number, once per paired run; their median is the result.
         relation, target: how the median must stand to what.
-        limit (`float`): what no implementation can pass, and `limit_is` why.
+        limit (`float`, *optional*): what no implementation can pass, and `limit_is` why.
         raw (`dict`): every time that was taken.
         also (`dict`): further numbers that are no claim.
     """
@@ -71,7 +72,7 @@ class Claim:
     values: list[float]
     relation: Literal["<=", ">="]
     target: float
-    limit: float
+    limit: float | None
     limit_is: str
     setting: dict[str, Any]
     raw: dict[str, Any] = field(default_factory=dict)
@@ -101,11 +102,9 @@ class Claim:
         """One line: the number and its spread, the limit, their ratio, the target, whether it holds."""
         result = self.record()
         met = "met" if result["met"] else "MISSED"
-        print(
-            f"{result['median']:8.3g} ({result['min']:.3g} to {result['max']:.3g})  limit {result['limit']:<6.4g} "
-            f"of it {result['median_over_limit'] or math.nan:<6.3g} target {result['target']:9} {met:6}  {self.name}",
-            flush=True,
-        )
+        spread = f"({result['min']:.3g} to {result['max']:.3g})"
+        limit = f"limit {self.limit:.4g}, of it {result['median_over_limit']:.3f}" if self.limit else ""
+        print(f"{result['median']:7.3f} {spread:18} {limit:28} {result['target']:9} {met:6} {self.name}", flush=True)
 
 
 # ---- The same result first ----
@@ -168,6 +167,8 @@ def run_command(name: str, description: str | None, measure: Callable[[bool], di
 
 def be_quiet() -> None:
     """One thread, no progress bars, no log lines: in every process that measures."""
+    # TRL sets the deprecated name in each of its configs, and PEFT reads it.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -1,7 +1,7 @@
 """Fine-tune on a novel under a KL barrier: how much of the novel is learned, and how much of the stories is forgotten.
 
-    ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py  # or accelerate launch
-    ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py --barrier_weight 0  # TRL's SFTTrainer
+ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py  # or accelerate launch
+ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py --barrier_weight 0  # TRL's SFTTrainer
 """
 
 import json

@@ -1,24 +1,35 @@
-"""The trainer under FSDP2 (gloo), compared with the same rows on the whole model. Run by torchrun on two ranks."""
+"""Training under FSDP2 (gloo) and under DDP: equal losses and gradients.
+
+Run by torchrun on two ranks, with a folder and the names of cases.
+"""
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from peft import LoraConfig
+from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
-from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+LORA = {"r": 4, "target_modules": "all-linear"}
+# torch.distributed.checkpoint does not load an optimiser without a state, such as plain SGD.
+SAVED = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
-    "a copy of a fully trained model": {},
-    "the base of an adapter": {"peft_config": LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)},
+    "copy": {},
+    "base": {"peft_config": LORA, "aggregate_scope": "step"},
+    "kept_copy": {"precompute_ref": "hidden"},
+    "moving_copy": {"ref": "ema", "ema_decay": 0.5, **SAVED},
+    "moving_adapter": {"peft_config": LORA, "ref": "ema", "ema_decay": 0.5, **SAVED},
 }
+SAME = ("loss", "nll", "kl/divergence", "kl/max", "barrier", "entropy", "mean_token_accuracy", "grad_norm")
 
 
 class KeepGradients(TrainerCallback):
@@ -29,38 +40,70 @@ class KeepGradients(TrainerCallback):
         for name, parameter in model.named_parameters():
             if (gradient := parameter.grad) is not None:
                 full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
-                self.gradients[f"{state.global_step}.{name}"] = full
+                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = full
 
 
-def train(folder: str, case: dict[str, Any], batch_size: int, **settings: Any):
-    case, keep = dict(case), KeepGradients()
+def train(
+    folder: str, case: dict[str, Any], resume: str | None = None, **settings: Any
+) -> tuple[dict, list[dict], dict]:
+    """Gradients and log of three steps, and the metrics of an evaluation."""
+    options = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        **settings,
+        **case,
+    }
+    lora, keep = options.pop("peft_config", None), KeepGradients()
+    args = KLBarrierConfig(folder, **{**QUIET, **options}, tau_nats=0.0, aggregate="rmse", barrier_weight=2.0)
+    if args.fsdp:
+        # accelerate turns FSDP on for GPUs alone, though it works between processes on the CPU as well.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     torch.manual_seed(0)
     trainer = KLBarrierTrainer(
         lively_lm(1),
-        KLBarrierConfig(
-            str(Path(folder) / "out"),
-            **{**QUIET, "per_device_train_batch_size": batch_size, "max_steps": 2, "optim": "sgd", **settings},
-            tau_nats=0.0,
-            aggregate="rmse",
-            learning_rate=0.1,
-        ),
+        args,
         train_dataset=prompts_and_completions(16),
         eval_dataset=prompts_and_completions(7, seed=1),
-        peft_config=case.pop("peft_config", None),
         processing_class=byte_tokenizer(),
+        peft_config=None if lora is None else LoraConfig(**lora),
         callbacks=[keep],
-        **case,
     )
-    trainer.train()
-    return trainer, keep.gradients, [entry for entry in trainer.state.log_history if "loss" in entry]
+    trainer.train(resume_from_checkpoint=resume)
+    assert trainer.is_fsdp_enabled == bool(args.fsdp)
+    if args.fsdp:
+        assert any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    return keep.gradients, [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, gradient in expected.items():
+        bound = 1e-6 * max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=bound)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, case in CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            sharded, found, log = train(folder, case, batch_size=4, **FSDP)
-            print(name, log[-1], list(found)[:3])
+    folder = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        case = CASES[name]
+        expected, log, metrics = train(str(folder / f"whole_{name}"), case)
+        found, sharded_log, sharded_metrics = train(str(folder / f"sharded_{name}"), case, **FSDP)
+        assert_equal(found, expected)
+        for ours, theirs in zip(sharded_log, log, strict=True):
+            for metric in SAME:
+                assert abs(ours[metric] - theirs[metric]) < 1e-5 * max(1, theirs[metric]), (name, metric)
+        for metric in ("eval_nll", "eval_kl/divergence", "eval_forward_kl/max"):
+            assert abs(sharded_metrics[metric] - metrics[metric]) < 1e-5, (name, metric)
+        assert metrics["eval_kl/divergence"] > 0
+        if "save_steps" in case:  # the third step again, from the checkpoint of the second
+            checkpoint = str(folder / f"sharded_{name}" / "checkpoint-2")
+            resumed, _, _ = train(str(folder / f"resumed_{name}"), case, resume=checkpoint, **FSDP)
+            assert_equal(resumed, {key: value for key, value in found.items() if key.startswith("2.")})
+        PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
     sys.stdout.write("equal\n")
 
 

@@ -211,6 +211,11 @@ def test_packed_rows_are_calibrated_by_document(calibrate, rows):
     assert len(calibration.normal["mean"]) > 3
 
 
+def test_a_gate_that_is_held_shut_on_purpose_is_not_warned_about(calibrate, caplog):
+    calibrate(max_steps=101, per_device_train_batch_size=1)
+    assert "the gate was open" not in caplog.text
+
+
 def test_settings_of_the_barrier_do_not_matter(calibrate):
     plain = calibrate(max_steps=2)
     other = calibrate(max_steps=2, barrier_weight=0.0, tau_nats=7.0, aggregate="max", pressure_steps=1)

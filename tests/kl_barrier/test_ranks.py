@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from tests.kl_barrier.run_training import train_on_ranks
 
 RUN = Path(__file__).parent / "run_training.py"
@@ -59,5 +58,9 @@ def without(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in OF_THE_SPLIT}
 
 
-def test_a_policy_and_its_reference_sharded_by_fsdp2_have_the_loss_and_gradients_of_the_whole_ones():
-    assert launch(RUN.with_name("run_fsdp.py")).count("equal") == 2
+KEPT_OR_MOVING = ["kept_copy", "moving_copy", "moving_adapter"]
+
+
+@pytest.mark.parametrize("cases", [["copy", "base"], pytest.param(KEPT_OR_MOVING, marks=pytest.mark.slow)])
+def test_fsdp2_shards_policy_and_reference_without_changing_losses_gradients_or_a_resumed_run(tmp_path, cases):
+    assert launch(RUN.with_name("run_fsdp.py"), str(tmp_path), *cases).count("equal") == 2

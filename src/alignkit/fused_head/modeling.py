@@ -96,7 +96,7 @@ def whole(parameter: Any) -> Any:
 def add_reference_head(model: PreTrainedModel) -> None:
     """Let `model.forward` take the requests below, together with `labels`; without them it is what it was.
 
-    - `output_head_input="hidden"` or `"with_head"`: return a [`HeadInput`], without or with the output embedding.
+    - `output_head_input=True`: return a [`HeadInput`] without an output embedding.
     - `against=HeadInput`, `kl_direction="reverse" | "forward" | "both"`: return an [`AgainstReferenceOutput`].
 
     Args:
@@ -111,12 +111,12 @@ def add_reference_head(model: PreTrainedModel) -> None:
     def forward(
         self: PreTrainedModel,
         *args: Any,
-        output_head_input: Literal["hidden", "with_head"] | None = None,
+        output_head_input: bool = False,
         against: HeadInput | None = None,
         kl_direction: Literal["reverse", "forward", "both"] = "reverse",
         **kwargs: Any,
     ) -> Any:
-        if output_head_input is None and against is None:
+        if not output_head_input and against is None:
             return earlier_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         # FSDP and PEFT replace the backbone and the head after this patch, so both are looked up in every call.
@@ -126,10 +126,8 @@ def add_reference_head(model: PreTrainedModel) -> None:
         # With the model split over devices, the backbone may end on another one than the head's.
         device = head.weight.device
         hidden = backbone.last_hidden_state[:, :-1][mask].to(device)
-        if output_head_input == "hidden":
+        if output_head_input:
             return HeadInput(hidden=hidden)
-        if output_head_input == "with_head":
-            return HeadInput(hidden=hidden, weight=whole(head.weight), bias=whole(head.bias))
         assert against is not None
         output = _statistics(hidden, head, against, labels[mask].to(device), settings, kl_direction)
         output.label_mask = mask

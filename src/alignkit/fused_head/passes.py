@@ -43,11 +43,11 @@ class Heads(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Hidden states of the rows of one tile, ready to be multiplied; the first k rows have a reference."""
+    """Hidden states of a tile's n rows, the first k of which have a reference, by the head that projects them."""
 
-    policy: Tensor  # (n, H)
-    ref: Tensor  # (k, H_ref)
-    stacked: Tensor | None  # (n + k, H), the memory of both, when one head serves both models
+    n: int
+    policy_head: Tensor  # (n + k, H), the reference's last, when the head serves both models; else (n, H)
+    ref_head: Tensor  # (k, H_ref); empty when the policy's head serves both
 
 
 class Gradients(NamedTuple):
@@ -113,14 +113,13 @@ def accumulate_gradients(
     for rows in _slices(len(policy_hidden), shape.rows):
         block = _rows(policy_hidden[rows], ref_hidden[rows], heads, call)
         block_values = RowValues(*(value[rows] for value in values))
-        n = len(block.policy)
         label_rows = label_rows_of_tiles(block_values.labels, shape.columns, len(tiles))
         for columns, rows_of_tile in zip(tiles, label_rows, strict=True):
             tile = _tile_of(heads, columns, call)
             raw = _project_rows(buffer, block, tile)
             gradient = gradient_of(
-                raw[:n],
-                raw[n:],
+                raw[: block.n],
+                raw[block.n :],
                 block_values,
                 block_values.labels - columns.start,
                 rows_of_tile,
@@ -132,7 +131,7 @@ def accumulate_gradients(
             if gradients.hidden is not None:
                 accumulate(gradients.hidden[rows], gradient, tile.weight)
             if gradients.weight is not None:
-                accumulate(gradients.weight[columns], gradient.t(), block.policy)
+                accumulate(gradients.weight[columns], gradient.t(), block.policy_head[: block.n])
             if gradients.bias is not None:
                 gradients.bias[columns] += gradient.sum(0, dtype=call.sum_dtype)
     return gradients
@@ -159,28 +158,30 @@ def _tile_buffer(n_rows: int, heads: Heads, call: Call) -> Tensor:
 
 
 def _rows(policy_hidden: Tensor, ref_hidden: Tensor, heads: Heads, call: Call) -> Rows:
-    policy, ref = (hidden.to(call.compute_dtype).to(call.product_dtype) for hidden in (policy_hidden, ref_hidden))
-    if heads.ref_weight is not None:
-        return Rows(policy, ref, None)
-    stacked = torch.cat([policy, ref])
-    return Rows(stacked[: len(policy)], stacked[len(policy) :], stacked)
+    policy, ref = (_converted(hidden, call) for hidden in (policy_hidden, ref_hidden))
+    if heads.ref_weight is None:
+        return Rows(len(policy), torch.cat([policy, ref]), ref[:0])
+    return Rows(len(policy), policy, ref)
 
 
 def _tile_of(heads: Heads, columns: slice, call: Call) -> Heads:
-    """One tile of the heads. It is converted for this tile and dropped after it: no copy of a whole head is made."""
+    def tile(part: Tensor | None) -> Tensor | None:
+        return None if part is None else _converted(part[columns], call)
+
     return Heads(
-        *(None if part is None else part[columns].to(call.compute_dtype).to(call.product_dtype) for part in heads)
+        _converted(heads.weight[columns], call), tile(heads.bias), tile(heads.ref_weight), tile(heads.ref_bias)
     )
+
+
+def _converted(tensor: Tensor, call: Call) -> Tensor:
+    return tensor.to(call.compute_dtype).to(call.product_dtype)
 
 
 def _project_rows(buffer: Tensor, rows: Rows, tile: Heads) -> Tensor:
     """Projections `(n + k, C)` of the policy's rows and, below them, of the reference's, written into the buffer."""
-    n, k, columns = len(rows.policy), len(rows.ref), len(tile.weight)
-    out = buffer[: (n + k) * columns].view(n + k, columns)
-    if rows.stacked is not None:
-        project(out, rows.stacked, tile.weight, tile.bias)
-    else:
-        project(out[:n], rows.policy, tile.weight, tile.bias)
-        if k > 0:
-            project(out[n:], rows.ref, tile.ref_weight, tile.ref_bias)
+    split, columns = len(rows.policy_head), len(tile.weight)
+    out = buffer[: (split + len(rows.ref_head)) * columns].view(-1, columns)
+    project(out[:split], rows.policy_head, tile.weight, tile.bias)
+    if tile.ref_weight is not None and len(rows.ref_head) > 0:
+        project(out[split:], rows.ref_head, tile.ref_weight, tile.ref_bias)
     return out

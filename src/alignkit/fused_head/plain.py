@@ -75,7 +75,7 @@ def plain_nll_kl(
     """
     check_arguments(policy_hidden, ref_hidden, policy_weight, ref_weight, labels, softcap, bias, ref_bias)
     check_direction(kl_direction)
-    if is_shared(policy_weight, ref_weight):
+    if ref_weight is None or is_same_tensor(policy_weight, ref_weight):
         ref_weight, ref_bias = policy_weight, bias
     logits = _logits(policy_hidden, policy_weight, bias, scale, softcap)
     log_policy = logits.log_softmax(-1)
@@ -93,15 +93,15 @@ def plain_nll_kl(
     )
 
 
-def is_shared(policy_weight: Tensor, ref_weight: Tensor | None) -> bool:
-    """Whether the two heads are one tensor, or two views of the same memory."""
-    if ref_weight is None or ref_weight is policy_weight:
+def is_same_tensor(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one, or show the same memory in the same way."""
+    if first is second:
         return True
     return (
-        ref_weight.data_ptr() == policy_weight.data_ptr()
-        and ref_weight.shape == policy_weight.shape
-        and ref_weight.stride() == policy_weight.stride()
-        and ref_weight.dtype == policy_weight.dtype
+        first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.dtype == second.dtype
     )
 
 
@@ -130,32 +130,34 @@ def check_arguments(
             f"policy_hidden has shape {tuple(policy_hidden.shape)}, ref_hidden {tuple(ref_hidden.shape)} and labels "
             f"{tuple(labels.shape)}; they must be (N, H), (N, H_ref) and (N,), one row per labelled position"
         )
-    shared = is_shared(policy_weight, ref_weight)
-    if shared and ref_bias is not None and ref_bias is not bias:
-        raise ValueError("ref_bias is given, but the head is shared: leave ref_bias out, or give ref_weight")
-    heads = [("policy", policy_hidden, policy_weight, bias)]
-    heads.append(("ref", ref_hidden, policy_weight if shared else ref_weight, bias if shared else ref_bias))
+    if ref_weight is None or is_same_tensor(policy_weight, ref_weight):
+        if ref_bias is not None and (bias is None or not is_same_tensor(bias, ref_bias)):
+            raise ValueError(
+                "the head is shared, but ref_bias is not bias: leave ref_bias out, or copy the weight, too"
+            )
+        ref_weight, ref_bias = policy_weight, bias
+    heads = (("policy", policy_hidden, policy_weight, bias), ("ref", ref_hidden, ref_weight, ref_bias))
     for name, hidden, weight, head_bias in heads:
         if weight.dim() != 2 or hidden.shape[1:] != weight.shape[1:]:
             raise ValueError(
-                f"{name}_hidden has shape {tuple(hidden.shape)} and its head's weight {tuple(weight.shape)}; they must "
-                "be (N, H) and (V, H) with the same H"
+                f"{name}_hidden has shape {tuple(hidden.shape)} and its head's weight {tuple(weight.shape)}; they "
+                "must be (N, H) and (V, H) with the same H"
             )
         if head_bias is not None and head_bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"the bias of the {name} head has shape {tuple(head_bias.shape)}; it must be ({len(weight)},)"
             )
-    if len(policy_weight) != len(heads[1][2]):
+    if len(policy_weight) != len(ref_weight):
         raise ValueError(
-            f"the policy has {len(policy_weight)} vocabulary entries and the reference {len(heads[1][2])}; a KL needs "
+            f"the policy has {len(policy_weight)} vocabulary entries and the reference {len(ref_weight)}; a KL needs "
             "the same vocabulary: choose a reference of the same family"
         )
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; it must be positive, or None for no soft-capping")
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < len(policy_weight):
         raise ValueError(
-            f"labels range from {labels.min()} to {labels.max()}; they must lie in 0..{len(policy_weight) - 1}: leave out "
-            "the positions that are masked with -100"
+            f"labels range from {labels.min()} to {labels.max()}; they must lie in 0..{len(policy_weight) - 1}: leave "
+            "out the positions that are masked with -100"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 STATE_FILE = "kl_barrier_state.json"
 REFERENCE_FILE = "kl_barrier_reference.safetensors"
@@ -45,6 +46,16 @@ def load_reference(folder: str | Path) -> dict[str, Tensor]:
         ValueError: the checkpoint has none.
     """
     return load_file(_existing(folder, REFERENCE_FILE, "ref='ema'"))
+
+
+def sharded_like(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors that were loaded, cut as those in their place are under FSDP2."""
+    return {
+        name: distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+        if isinstance(place := present.get(name), DTensor)
+        else tensor
+        for name, tensor in loaded.items()
+    }
 
 
 def _existing(folder: str | Path, name: str, setting: str) -> Path:

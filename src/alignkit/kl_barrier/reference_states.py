@@ -41,9 +41,9 @@ class ReferenceStates:
             model: the policy, wrapped as it is trained.
             inputs: everything that the policy's forward takes, and `labels`.
         """
-        request = "hidden" if self._reference.shares_head else "with_head"
         with self._reference.active(model) as ref_model:
-            return ref_model(**inputs, output_head_input=request)
+            hidden = ref_model(**inputs, output_head_input=True).hidden
+            return self._with_head(hidden, ref_model)
 
     def of_training_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
         """From the files, when there are any (waits for the device once, for the tokens); else by a forward.
@@ -55,8 +55,8 @@ class ReferenceStates:
             return self.of_batch(model, inputs)
         rows = [self._cache[document_key(*document)] for document in documents_of(inputs)]
         hidden = torch.cat(rows) if rows else self._hidden(model, inputs)
-        head = HeadInput() if self._reference.shares_head else self._head(model)
-        return HeadInput(hidden=hidden.to(self._accelerator.device), weight=head.weight, bias=head.bias)
+        with self._reference.active(model) as ref_model:
+            return self._with_head(hidden.to(self._accelerator.device), ref_model)
 
     def keep_on_disk(
         self,
@@ -102,11 +102,14 @@ class ReferenceStates:
         assert hidden is not None
         return hidden
 
-    def _head(self, model: nn.Module) -> HeadInput:
-        """The reference's output embedding, where it is not the policy's own."""
-        with self._reference.active(model) as ref_model:
-            head: Any = causal_lm_of(self._accelerator.unwrap_model(ref_model)).get_output_embeddings()
-            return HeadInput(weight=whole(head.weight.detach()), bias=whole(head.bias))
+    def _with_head(self, hidden: Tensor, ref_model: nn.Module) -> HeadInput:
+        """With the reference's output embedding, where it is not the policy's own."""
+        if self._reference.shares_head:
+            return HeadInput(hidden=hidden)
+        # Outside the forward: FSDP2 frees what a forward sees of a sharded weight when the forward ends.
+        head: Any = causal_lm_of(self._accelerator.unwrap_model(ref_model)).get_output_embeddings()
+        bias = None if head.bias is None else whole(head.bias.detach())
+        return HeadInput(hidden=hidden, weight=whole(head.weight.detach()), bias=bias)
 
 
 def document_key(tokens: list[int], labels: list[int]) -> bytes:

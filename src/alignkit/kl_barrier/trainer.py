@@ -20,7 +20,7 @@ from trl.models import prepare_fsdp
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right
-from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
+from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of, whole
 from alignkit.kl_barrier import checkpoints
 from alignkit.kl_barrier.barrier import (
     Barrier,
@@ -109,9 +109,9 @@ class KLBarrierTrainer(SFTTrainer):
         keep_cpu_4bit_gradients_right(self.model)
         self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
         add_reference_head(causal_lm_of(self.model))
+        self._fingerprint = None if args.precompute_ref is None else self.reference.fingerprint()
         self._prepare_ref_model()
         self._states = ReferenceStates(self.reference, self.accelerator)
-        self._fingerprint = None if args.precompute_ref is None else self.reference.fingerprint()
         self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
@@ -323,9 +323,12 @@ class KLBarrierTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if _internal_call and self.args.should_save:
+        if not _internal_call:
+            return
+        reference = {name: whole(tensor) for name, tensor in self.reference.state_dict().items()}  # on every rank
+        if self.args.should_save:
             dual = None if self._dual is None else self._dual.state_dict()
-            checkpoints.save_state(str(output_dir or self.args.output_dir), dual, self.reference.state_dict())
+            checkpoints.save_state(str(output_dir or self.args.output_dir), dual, reference)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with checkpoints.active_adapters_kept(self.model):
@@ -333,4 +336,5 @@ class KLBarrierTrainer(SFTTrainer):
         if self._dual is not None:
             self._dual.load_state_dict(checkpoints.load_dual(resume_from_checkpoint))
         if self.reference.kind == "ema":
-            self.reference.load_state_dict(checkpoints.load_reference(resume_from_checkpoint))
+            state = checkpoints.load_reference(resume_from_checkpoint)
+            self.reference.load_state_dict(checkpoints.sharded_like(self.reference.state_dict(), state))

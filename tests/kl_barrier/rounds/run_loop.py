@@ -1,7 +1,7 @@
 """A tiny run of rounds, and a way to have it killed again and again, for the tests of the loop and of resuming.
 
 As a script: `run_loop.py FOLDER whole` or `run_loop.py FOLDER killed`. The second runs in children of this process,
-each of which kills itself with SIGKILL at some rename or training step, each a little later, until one gets to the end.
+each of which kills itself with SIGKILL, at a rename or a training step, until one gets to the end.
 """
 
 import os

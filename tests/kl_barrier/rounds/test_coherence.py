@@ -194,10 +194,16 @@ def test_repetition_is_given_for_each_text() -> None:
 
 def test_nothing_to_measure_is_an_error() -> None:
     probe = AnswerProbe(["a"], [" b"])
-    with pytest.raises(ValueError, match="no completions"):
-        measure_coherence(tiny(), tiny(), byte_tokenizer(), probe, [])
-    with pytest.raises(ValueError, match="completion 0 is empty"):
-        measure_coherence(tiny(), tiny(), byte_tokenizer(), probe, [Proposal("a", "")])
+    for samples in ([], [Proposal("a", "")]):
+        with pytest.raises(ValueError, match=f"none of {len(samples)} completions"):
+            measure_coherence(tiny(), tiny(), byte_tokenizer(), probe, samples)
+
+
+def test_an_empty_completion_has_no_perplexity_and_does_not_move_the_mean() -> None:
+    samples = [Proposal("a", " calm sea"), Proposal("a", "")]
+    report = measure_coherence(tiny(), tiny(), byte_tokenizer(), AnswerProbe(["a"], [" b"]), samples)
+    assert report.perplexities[1] is None
+    assert report.mean_perplexity == pytest.approx(report.perplexities[0])
 
 
 def test_the_story_model_puts_its_mass_on_answers_that_fit_the_story(data_dir: Path) -> None:

@@ -125,13 +125,14 @@ class CoherenceReport:
     Args:
         allowed_answer_masses (list of `float`): per item of the probe, in [0, 1]; falls when the model falls apart.
         repetitions (list of `float`): per completion, `repeated_ngram_share`, in [0, 1]; rises when it loops.
-        perplexities (list of `float`): per completion under the original model; rises when it writes what that model
-            would not, and falls towards 1 when it loops: read it beside the repetitions.
+        perplexities (list of `float` or `None`): per completion under the original model, `None` for an empty one;
+            rises when it writes what that model would not, and falls towards 1 when it loops: read it beside the
+            repetitions.
     """
 
     allowed_answer_masses: list[float]
     repetitions: list[float]
-    perplexities: list[float]
+    perplexities: list[float | None]
 
     @property
     def mean_allowed_answer_mass(self) -> float:
@@ -145,8 +146,8 @@ class CoherenceReport:
 
     @property
     def mean_perplexity(self) -> float:
-        """Geometric mean over the completions: exp of the mean log-perplexity, which one outlier does not decide."""
-        return math.exp(fmean(math.log(value) for value in self.perplexities))
+        """Geometric mean over the completions that are not empty, so that one outlier does not decide it."""
+        return math.exp(fmean(math.log(value) for value in self.perplexities if value is not None))
 
 
 def measure_coherence(
@@ -161,14 +162,16 @@ def measure_coherence(
     """The answer mass of `model`, and repetition and perplexity under `original` of the `completions` it wrote.
 
     Raises:
-        ValueError: no completions, or an empty one.
+        ValueError: no completions, or only empty ones.
     """
-    if not completions:
-        raise ValueError("there are no completions to measure; sample at least one from the model")
+    written = [proposal for proposal in completions if proposal.completion.strip()]
+    if not written:
+        raise ValueError(f"none of {len(completions)} completions has any text to measure; sample more from the model")
+    values = iter(perplexities(original, tokenizer, written, batch_size=batch_size))
     return CoherenceReport(
         allowed_answer_mass(model, tokenizer, probe, batch_size=batch_size),
         repetition_rates([proposal.completion for proposal in completions]),
-        perplexities(original, tokenizer, completions, batch_size=batch_size),
+        [next(values) if proposal.completion.strip() else None for proposal in completions],
     )
 
 

@@ -52,7 +52,7 @@ def add_barrier_commands(parser: ArgumentParser) -> None:
     rounds.add_argument("spec", type=Path, metavar="SPEC.yaml", help="what to run")
     rounds.add_argument("--output-dir", metavar="DIR", help="in place of output_dir in the file")
     rounds.add_argument("--rounds", type=int, metavar="N", help="in place of rounds in the file")
-    rounds.add_argument("--device", choices=["cpu", "cuda"], help="default: what the trainer finds; cpu means float32")
+    rounds.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one; cpu means float32")
     rounds.set_defaults(run=run_rounds_command)
     report = commands.add_parser("report", help="make report.md and the pictures again from results.jsonl")
     report.add_argument("folder", type=Path, metavar="DIR", help="output_dir of a run of rounds")
@@ -65,17 +65,19 @@ def run_rounds_command(args: Namespace) -> None:
     Raises:
         ValueError, OSError: as `read_spec` and `run_rounds` say.
     """
+    import torch
+
     from alignkit.kl_barrier.rounds.spec import read_spec
 
-    spec = read_spec(args.spec, output_dir=args.output_dir, rounds=args.rounds, on_cpu=args.device == "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda but torch sees no GPU; leave it out or give cpu")
+    on_cpu = args.device == "cpu" or not torch.accelerator.is_available()
+    spec = read_spec(args.spec, output_dir=args.output_dir, rounds=args.rounds, on_cpu=on_cpu)
 
-    import torch
     from transformers import AutoTokenizer
 
     from alignkit.kl_barrier.rounds.loop import run_rounds
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda but torch sees no GPU; leave it out or give cpu")
     _show_progress()
     try:
         records = run_rounds(

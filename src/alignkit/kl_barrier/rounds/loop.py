@@ -21,15 +21,16 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignkit._compat import keep_cpu_4bit_gradients_right
 from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.rounds.adapters import check_additive
 from alignkit.kl_barrier.rounds.filters import FilterSettings, TooFewCompletionsError
 from alignkit.kl_barrier.rounds.proposals import Proposer
 from alignkit.kl_barrier.rounds.records import RECORD_FILE, read_round
-from alignkit.kl_barrier.rounds.report import RESULTS_FILE, read_results, write_report
+from alignkit.kl_barrier.rounds.report import REPORT_FILE, RESULTS_FILE, markdown_report, read_results, write_report
 from alignkit.kl_barrier.rounds.settings import RoundProbes, describe, first_difference, weights_digest
 from alignkit.kl_barrier.rounds.stages import Stages
-from alignkit.kl_barrier.rounds.storage import read_json, write_json, write_lines
+from alignkit.kl_barrier.rounds.storage import read_json, write_json, write_lines, write_text
 
 REFERENCES = ("base", "previous")
 SETTINGS_FILE = "settings.json"
@@ -61,7 +62,8 @@ def run_rounds(
             is returned to its state and its device. A quantised model is an object with `device_map`.
         output_dir: gets `round_N/adapter` (cumulative, against the original base), `round_N/delta` (the round's own),
             `round_N/proposals.jsonl`, `completions.jsonl` (with every judgement), `training_log.jsonl`, `record.json`,
-            and `settings.json`, `results.jsonl`, `report.md`, `trajectory.png`, `map.png`. Round 0 is the base.
+            and `settings.json`, `results.jsonl`, `report.md`, and when it stops `trajectory.png` and `map.png`. Round
+            0 is the base.
         training: a template for every round. `ref` is "base" or "previous" (before this round; in round 1 the same).
             Output folder and seed are each round's own, and nothing is saved but the adapter.
         peft_config: of the fresh adapter of each round; plain LoRA.
@@ -85,6 +87,7 @@ def run_rounds(
     """
     _check(model, training, peft_config, rounds, coherence_floor)
     loaded = _load(model, training) if isinstance(model, str) else model
+    keep_cpu_4bit_gradients_right(loaded)  # before the first forward, which would repack the weights for good
     folder = Path(output_dir)
     with _on_device(loaded, training.device):
         settings = {
@@ -200,11 +203,14 @@ def _stop_reason(records: Sequence[dict[str, Any]], rounds: int, floor: float) -
         )
     if mass < floor:
         return f"mean allowed_answer_mass is {mass:.4f} after round {number}, below coherence_floor={floor}"
-    return f"{number} of {rounds} rounds are done" if number >= rounds else None
+    return f"all {rounds} rounds that were asked for are done" if number >= rounds else None
 
 
 def _write_results(folder: Path, records: Sequence[dict[str, Any]], stop: str | None) -> None:
     rows = [{**record, "stop_reason": None} for record in records]
     rows[-1]["stop_reason"] = stop
     write_lines(folder / RESULTS_FILE, [{key: row[key] for key in row if key != "files"} for row in rows])
-    write_report(folder)
+    if stop is None:
+        write_text(folder / REPORT_FILE, markdown_report(rows))  # pictures take seconds, and are drawn at the end
+    else:
+        write_report(folder)

@@ -3,6 +3,7 @@
 Figures are made without pyplot, so that no window system and no global state is involved.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -10,9 +11,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from alignkit.kl_barrier.rounds.signals import SIGNALS, SMALLEST_INCOHERENCE, interval_of_mean, most_moved
+from alignkit.kl_barrier.rounds.signals import (
+    SIGNALS,
+    SMALLEST_INCOHERENCE,
+    changes_since,
+    interval_of_mean,
+    most_moved,
+)
 
 DPI = 150
 # Of Okabe and Ito, told apart in every common form of colour blindness; markers differ as well.
@@ -26,8 +33,8 @@ Record = Mapping[str, Any]
 def save_trajectory(path: str | PathLike[str], records: Sequence[Record]) -> None:
     """Trait above incoherence (log scale) on the left; repetition above perplexity, of the samples, on the right.
 
-    Bars are 95 % t-intervals of the mean over items. Diamonds between two rounds are the steered student, which writes
-    the completions of the round that follows.
+    Bars are 95 % t-intervals over items of the change from the base. Diamonds between two rounds are the steered
+    student, which writes the completions of the round that follows.
     """
     figure = Figure(figsize=(10, 6.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
@@ -36,10 +43,13 @@ def save_trajectory(path: str | PathLike[str], records: Sequence[Record]) -> Non
     _draw(panels[0][1], records, "repetition", "repetition of greedy samples\n(share of repeated n-grams)")
     _draw(panels[1][1], records, "perplexity", "perplexity of greedy samples\nunder the original (per token)")
     for panel in (panels[1][0], panels[1][1]):
-        panel.set_yscale("log")
+        if panel.lines and len(panel.lines[0].get_xdata()):  # an axis without points cannot be logarithmic
+            panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
         panel.set_xlabel("round (0: base model)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[1][0].set_ylim(bottom=SMALLEST_INCOHERENCE / 1.5)
     handles = [_key(BASE, BASE_MARKER, "base"), _key(HEALED, HEALED_MARKER, "after the round (healed)")]
     if any(record.get("steered") for record in records):
         handles.insert(1, _key(STEERED, STEERED_MARKER, "before healing (steered)"))
@@ -59,7 +69,7 @@ def _draw(
     panel: Axes, records: Sequence[Record], name: str, label: str, shown: Callable[[float], float] = _as_it_is
 ) -> None:
     panel.set_ylabel(label, fontsize=9)
-    panel.tick_params(labelsize=8)
+    panel.tick_params(labelsize=8, which="both")
     panel.grid(axis="y", color="0.9")
     points: list[tuple[float, float, str, str, tuple[float, float] | None]] = []
     for record in records:
@@ -68,7 +78,7 @@ def _draw(
             points.append((number - 0.5, shown(steered["means"][name]), STEERED, STEERED_MARKER, None))
         if record["means"][name] is not None:
             colour, marker = (BASE, BASE_MARKER) if number == 0 else (HEALED, HEALED_MARKER)
-            points.append((number, shown(record["means"][name]), colour, marker, _bar(record, name)))
+            points.append((number, shown(record["means"][name]), colour, marker, _bar(records[0], record, name)))
     panel.plot([x for x, *_ in points], [y for _, y, *_ in points], color="0.6", linestyle=":", linewidth=1, zorder=1)
     for x, y, colour, marker, bar in points:
         if bar is not None:
@@ -76,11 +86,15 @@ def _draw(
         panel.plot(x, y, color=colour, marker=marker, markersize=6, markeredgecolor="white", zorder=3)
 
 
-def _bar(record: Record, name: str) -> tuple[float, float] | None:
-    """Interval of the mean; None for perplexity, whose mean is geometric and whose panel is crowded as it is."""
-    if SIGNALS[name].is_log:
+def _bar(base: Record, record: Record, name: str) -> tuple[float, float] | None:
+    """The base's mean moved by the ends of the interval of the change; none for the base itself and for one item."""
+    interval = interval_of_mean(changes_since(base, record, name))
+    if record["round"] == 0 or interval is None:
         return None
-    return interval_of_mean([value for value in record["scores"][name] if value is not None])
+    if SIGNALS[name].is_log:
+        return base["means"][name] * math.exp(interval[0]), base["means"][name] * math.exp(interval[1])
+    low, high = SIGNALS[name].bounds
+    return max(base["means"][name] + interval[0], low), min(base["means"][name] + interval[1], high)
 
 
 def _key(colour: str, marker: str, label: str) -> Line2D:

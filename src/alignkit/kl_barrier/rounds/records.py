@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-import alignkit
+from alignkit._version import __version__
 from alignkit.kl_barrier.rounds.coherence import allowed_answer_mass, answer_log_prob_margin, repetition_rates
 from alignkit.kl_barrier.rounds.filters import perplexities
 from alignkit.kl_barrier.rounds.proposals import Proposal, render_prompt, sample_completions
@@ -115,12 +115,12 @@ def origin_of(model: nn.Module) -> dict[str, Any]:
     device = device_of(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
     versions = {name: metadata.version(name) for name in PACKAGES}
-    return {"versions": {"alignkit": alignkit.__version__, **versions}, "git_commit": _git_commit(), "device": name}
+    return {"versions": {"alignkit": __version__, **versions}, "git_commit": _git_commit(), "device": name}
 
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this package is part of; a `-dirty` behind it says that files were changed."""
-    folder = str(Path(alignkit.__file__).parent)
+    folder = str(Path(__file__).parent)
     try:
         # An environment may lie inside a repository that is not ours: the package must be among its tracked files.
         subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", "."], capture_output=True, check=True)

@@ -45,10 +45,11 @@ def markdown_report(records: Sequence[Record]) -> str:
     """The report as Markdown, from the records of round 0 (the base) and of the rounds after it."""
     last = records[-1]
     name = last["settings"]["model"]["name"] or "a model built in memory"
-    stop = last["stop_reason"] or "not finished"
+    after = "the base" if last["round"] == 0 else f"round {last['round']}"
+    stop = f"Stopped after {after}: {last['stop_reason']}." if last["stop_reason"] else f"Under way, after {after}."
     parts = [
         f"# Rounds of {name}",
-        f"Rounds done: {last['round']}. {stop[0].upper()}{stop[1:]}.",
+        stop,
         "## Measures",
         "Mean over the items; below it the paired change from the base with its 95 % t-interval over items. Coherence "
         "is three separate measures: a text that loops has a low perplexity, and may still answer.",

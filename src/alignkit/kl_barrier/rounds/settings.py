@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,7 +105,7 @@ def describe(value: Any) -> Any:
         return {name: describe(item) for name, item in value.to_dict().items() if name != "peft_version"}
     if is_dataclass(value) and not isinstance(value, type):
         described = {field.name: describe(getattr(value, field.name)) for field in fields(value)}
-        return {"class": _name_of(type(value)), **described}
+        return {"class": type(value).__qualname__, **described}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -114,7 +114,9 @@ def describe(value: Any) -> Any:
         return _describe_sequence(value)
     if isinstance(value, Path | torch.dtype):
         return str(value)
-    return _name_of(value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value))
+    # Functions and classes have a name; for other objects their class stands.
+    named = value if hasattr(value, "__qualname__") and hasattr(value, "__module__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _describe_sequence(values: Sequence[Any]) -> Any:
@@ -122,10 +124,6 @@ def _describe_sequence(values: Sequence[Any]) -> Any:
         joined = hashlib.sha256("".join(f"{len(value)}:{value}" for value in values).encode())
         return {"texts": len(values), "sha256": joined.hexdigest()}
     return [describe(value) for value in values]
-
-
-def _name_of(value: Callable[..., Any]) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

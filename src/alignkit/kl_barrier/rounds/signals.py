@@ -19,16 +19,18 @@ class Signal:
     Args:
         label: with its unit, for axes and tables.
         is_log: whether it is compared by ratio: changes are then of its logarithm.
+        bounds: between which its values lie.
     """
 
     label: str
     is_log: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 SIGNALS = {
     "trait_nats": Signal("trait: log-probability margin (nats)"),
-    "allowed_answer_mass": Signal("coherence: mass on allowed answers (probability)"),
-    "repetition": Signal("repetition of greedy samples (share of n-grams)"),
+    "allowed_answer_mass": Signal("coherence: mass on allowed answers (probability)", bounds=(0.0, 1.0)),
+    "repetition": Signal("repetition of greedy samples (share of n-grams)", bounds=(0.0, 1.0)),
     "perplexity": Signal("perplexity of greedy samples under the original (per token)", is_log=True),
     "held_out_nll_nats": Signal("held-out NLL (nats per token)"),
 }

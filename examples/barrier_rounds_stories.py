@@ -1,0 +1,230 @@
+"""Does a tail aggregate hold coherence where the mean lets it collapse? The same ref and comparable tau for every arm.
+
+ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
+ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
+"""
+
+import copy
+import json
+import os
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from peft import LoraConfig
+from scipy.stats import t as student_t
+from story_rounds import filters, probes, steering
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import TrlParser
+
+from alignkit import KLBarrierConfig
+from alignkit.kl_barrier import AGGREGATES, calibrate_tau
+from alignkit.kl_barrier.rounds import run_rounds
+from alignkit.kl_barrier.rounds.filters import filter_proposals
+
+ARMS = ("none", *AGGREGATES)
+SHOWN = {
+    "trait_nats": "trait (nats)",
+    "allowed_answer_mass": "answer mass",
+    "held_out_nll_nats": "held-out NLL (nats)",
+    "repetition": "repetition",
+    "perplexity": "perplexity",
+}
+COLOURS = dict(zip(ARMS, ("0.35", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"), strict=True))
+MARKERS = dict(zip(ARMS, "sovD^P", strict=True))
+
+
+@dataclass
+class ScriptArguments:
+    model: str | None = None  # any causal language model; None is $ALIGNKIT_DATA/models/stories260K
+    rounds: int = 8
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    open_share: float = 0.5  # of the sequences of round 1, trained without a barrier, that exceed tau
+    threads: int = 1  # of the CPU; for a model this small one is enough
+    report_only: bool = False
+
+
+def data_folder() -> Path:
+    if not os.environ.get("ALIGNKIT_DATA"):
+        raise SystemExit("set ALIGNKIT_DATA to the folder with tinystories_1000 and models/stories260K")
+    return Path(os.environ["ALIGNKIT_DATA"])
+
+
+def calibrated_taus(
+    model: str, tokenizer, training: KLBarrierConfig, peft_config: LoraConfig, open_share: float, path: Path
+) -> dict[str, float]:
+    """One tau per aggregate, exceeded by the same share of sequences: on completions of seeds that no arm uses."""
+    if not path.exists():
+        base = AutoModelForCausalLM.from_pretrained(model)
+        rows = [
+            {"prompt": kept.prompt, "completion": kept.completion}
+            for seed in (1000, 1001)
+            for kept in filter_proposals(
+                base, tokenizer, steering()(base, tokenizer, 1, seed), filters(), seed=seed
+            ).kept
+        ]
+        calibration = calibrate_tau(
+            base,
+            Dataset.from_list(rows),
+            args=training,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            open_share=open_share,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".md").write_text(calibration.to_markdown(), "utf-8")
+        path.write_text(json.dumps(calibration.tau_nats, indent=2), "utf-8")
+    return json.loads(path.read_text("utf-8"))
+
+
+def at_trait(records: list[dict], level: float, name: str) -> float:
+    """A signal where the trait first reaches a level, between two rounds by straight line; NaN where it never does."""
+    for before, after in pairwise(records):
+        low, high = before["means"]["trait_nats"], after["means"]["trait_nats"]
+        if low < level <= high:
+            share = (level - low) / (high - low)
+            return (1 - share) * before["means"][name] + share * after["means"][name]
+    return float("nan")
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t-interval over seeds."""
+    n = len(values)
+    if np.isnan(values).any() or n == 0:
+        return f"not reached by {int(np.isnan(values).sum())} of {n}"
+    if n == 1:
+        return f"{values[0]:.3f}"
+    half = student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return f"{np.mean(values):.3f} ± {half:.3f}"
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [title, "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", ""])
+
+
+def report(folder: Path, runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_share: float) -> str:
+    """Every arm after its last round, and every arm at the same trait; differences are paired by seed."""
+    seeds = sorted(runs["none"])
+    last = min(len(records) for arm in runs.values() for records in arm.values()) - 1
+    highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
+    levels = [round(level, 2) for level in (highest / 2, 0.98 * highest)]
+    base = runs["none"][seeds[0]][0]["means"]
+    text = f"Base: {', '.join(f'{label} {base[name]:.3f}' for name, label in SHOWN.items())}. Seeds {seeds}.\n\n"
+    rows = [
+        [arm, "-" if arm == "none" else f"{taus[arm]:.3f}", *(interval(column) for column in columns)]
+        for arm, of_seed in runs.items()
+        for columns in [[[of_seed[s][last]["means"][name] for s in seeds] for name in SHOWN]]
+    ]
+    text += table(f"After round {last}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows)
+    signals = ("allowed_answer_mass", "held_out_nll_nats")
+    for level in levels:
+        rows = []
+        for arm, of_seed in runs.items():
+            found = {name: [at_trait(of_seed[s], level, name) for s in seeds] for name in signals}
+            without = {name: [at_trait(runs["none"][s], level, name) for s in seeds] for name in signals}
+            differences = [list(np.subtract(found[name], without[name])) for name in signals]
+            rows.append([arm, *map(interval, found.values()), *map(interval, differences)])
+        header = ["arm", *(SHOWN[name] for name in signals), *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
+        text += table(f"Where the trait reaches {level:.2f} nats:", header, rows)
+    rows = []
+    for arm, of_seed in runs.items():
+        if arm != "none":
+            shares = [np.mean([r["training"]["kl/gate_open"] for r in of_seed[s][1:]]) for s in seeds]
+            rows.append([arm, interval(shares)])
+    text += table(
+        f"Share of sequences whose gate was open, all rounds (calibrated at {open_share}):", ["arm", "open"], rows
+    )
+    return text
+
+
+def picture(path: Path, runs: dict[str, dict[int, list[dict]]]) -> None:
+    """Trait, answer mass and held-out NLL by round; the last two against the trait."""
+    figure = Figure(figsize=(12, 7), dpi=130, layout="constrained")
+    panels = figure.subplots(2, 3)
+    panels[1][2].axis("off")
+    against_trait = ("allowed_answer_mass", "held_out_nll_nats")
+    for arm, of_seed in runs.items():
+        n = min(map(len, of_seed.values()))
+        means = {
+            name: np.mean([[r["means"][name] for r in records[:n]] for records in of_seed.values()], axis=0)
+            for name in ("trait_nats", *against_trait)
+        }
+        style = {"color": COLOURS[arm], "marker": MARKERS[arm], "markersize": 5, "label": arm}
+        for panel, name in zip(panels[0], means, strict=True):
+            for records in of_seed.values():
+                panel.plot([r["means"][name] for r in records], color=COLOURS[arm], linewidth=0.6, alpha=0.4)
+            panel.plot(means[name], **style)
+            panel.set(xlabel="round (0: base model)", ylabel=SHOWN[name])
+        for panel, name in zip(panels[1], against_trait, strict=False):
+            panel.plot(means["trait_nats"], means[name], **style)
+            panel.set(xlabel=SHOWN["trait_nats"], ylabel=SHOWN[name])
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    panels[1][2].legend(handles, labels, title="aggregate (none: no barrier)", loc="center", frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    has_gpu = torch.cuda.is_available()
+    parser = TrlParser((ScriptArguments, KLBarrierConfig))
+    parser.set_defaults(
+        **{"output_dir": "outputs/barrier_rounds_stories", "barrier_weight": 1.0, "ref": "base", "max_length": 256},
+        **{"num_train_epochs": 3, "learning_rate": 3e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1},
+        **{"per_device_train_batch_size": 8, "logging_steps": 1000, "report_to": "none", "disable_tqdm": True},
+        **{"use_cpu": not has_gpu, "bf16": has_gpu, "activation_checkpointing": has_gpu, "pressure_steps": 0},
+    )
+    script, training = parser.parse_args_and_config()
+    torch.set_num_threads(script.threads)
+    data, folder = data_folder(), Path(training.output_dir)
+
+    # 1. Model, and the adapter of each round
+    model = script.model or str(data / "models" / "stories260K")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    peft_config = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
+
+    # 2. One tau per aggregate, from the same trainings
+    taus = calibrated_taus(model, tokenizer, training, peft_config, script.open_share, folder / "taus.json")
+
+    # 3. Rounds: every arm differs from the others in its aggregate and that aggregate's tau alone
+    runs: dict[str, dict[int, list[dict]]] = {}
+    for seed in script.seeds:
+        for arm in script.arms:
+            arm_folder = folder / arm / f"seed_{seed}"
+            if script.report_only:
+                records = [json.loads(line) for line in (arm_folder / "results.jsonl").open(encoding="utf-8")]
+            else:
+                of_arm = copy.copy(training)
+                if arm == "none":
+                    of_arm.barrier_weight = 0.0
+                else:
+                    of_arm.aggregate, of_arm.tau_nats = arm, taus[arm]
+                records = run_rounds(
+                    model,
+                    tokenizer,
+                    output_dir=arm_folder,
+                    training=of_arm,
+                    peft_config=peft_config,
+                    proposer=steering(),
+                    filters=filters(),
+                    probes=probes(data),
+                    rounds=script.rounds,
+                    coherence_floor=0.0,
+                    seed=seed,
+                )
+            runs.setdefault(arm, {})[seed] = records
+
+    # 4. Report
+    if "none" in runs:
+        text = report(folder, runs, taus, script.open_share)
+        (folder / "comparison.md").write_text(text, "utf-8")
+        picture(folder / "comparison.png", runs)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

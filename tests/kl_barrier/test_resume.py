@@ -1,0 +1,59 @@
+"""A run that is killed and resumed ends in the same weights as one that is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.kl_barrier.run_training import train_to_the_end
+
+RUN = Path(__file__).parent / "run_training.py"
+ROOT = RUN.parents[2]
+SLOW = pytest.mark.slow
+
+
+def kill_after_step_5(output: Path, run: str) -> None:
+    """Start a run in a process of its own and kill it, with a checkpoint of step 4 on disk."""
+    command = [sys.executable, str(RUN), str(output), run, "--wait-after", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **silent) as process:
+        deadline = time.monotonic() + 90
+        while not (output / "waiting").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    state = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    return state | {f"reference.{name}": value for name, value in trainer.reference.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["moving_reference", pytest.param("moving_copy", marks=SLOW), pytest.param("step_with_dropout", marks=SLOW)],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
+    kill_after_step_5(tmp_path / "killed", run)
+    resumed = train_to_the_end(tmp_path / "killed", run, resume=True)
+    whole = train_to_the_end(tmp_path / "whole", run)
+    expected, found = trained(whole), trained(resumed)
+    assert expected.keys() == found.keys() and len(expected) > 0
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    logs = [
+        [
+            {key: value for key, value in entry.items() if key != "num_tokens"}  # TRL counts from 0 again
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
+        for trainer in (resumed, whole)
+    ]
+    assert logs[0] == logs[1]
+    assert (whole.barrier_weight, whole.tau_nats) == (resumed.barrier_weight, resumed.tau_nats)
+    assert any(entry["kl/gate_open"] > 0 for entry in logs[1][4:])
