@@ -114,10 +114,10 @@ def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
 
 
 def train_to_the_end(output: Path, run: str, wait_after: int = 0, resume: bool = False) -> KLBarrierTrainer:
-    """Eight steps with a checkpoint after four."""
+    """Eight steps, four in an epoch, with a checkpoint after three."""
     waits = [WaitAfter(wait_after, output / "waiting")] if wait_after else []
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 8}
-    trainer = make_trainer(output, run, *waits, **settings, save_strategy="steps", save_steps=4, pressure_steps=3)
+    trainer = make_trainer(output, run, *waits, **settings, save_strategy="steps", save_steps=3, pressure_steps=3)
     trainer.train(resume_from_checkpoint=resume or None)
     return trainer
 

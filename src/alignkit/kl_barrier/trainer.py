@@ -38,7 +38,7 @@ from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.kl_barrier.training_metrics import AfterStep, StepMonitor, pressure
-from alignkit.kl_barrier.window import StepWindow, look_ahead
+from alignkit.kl_barrier.window import RandomState, StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.schedules import value_at
@@ -118,6 +118,7 @@ class KLBarrierTrainer(SFTTrainer):
         self._monitor = StepMonitor(self.accelerator, self._dual)
         # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
         self._step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=1)
+        self._batches: list[dict[str, Any]] = []
         self._window: StepWindow | None = None
         self._micro_batch = 0
         self.add_callback(AfterStep(self.after_step))
@@ -181,8 +182,7 @@ class KLBarrierTrainer(SFTTrainer):
             counts = torch.stack([sequences_of(batch).n_labelled for batch in batches])
             n_sequences = self.accelerator.reduce(counts.sum().to(device), "sum") / self.get_tp_size()
         self._step = StepShape(len(batches), self.accelerator.num_processes // self.get_tp_size(), n_sequences)
-        if self.args.aggregate_scope == "step":
-            self._window = self._look_ahead(batches)
+        self._batches = batches if self.args.aggregate_scope == "step" else []
         return batches, num_items
 
     def _find_states(self) -> None:
@@ -192,7 +192,9 @@ class KLBarrierTrainer(SFTTrainer):
         folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
         batches = map(self._prepare_inputs, self.get_eval_dataloader(self.train_dataset))
         computing = self.compute_loss_context_manager()
+        random_state = RandomState.now(self.accelerator.device)
         self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
+        random_state.restore()  # going through the rows draws numbers, on the first start and on a resume
 
     def _look_ahead(self, batches: list[dict[str, Any]]) -> StepWindow:
         def compare(batch: Mapping[str, Any]) -> tuple[Tensor, HeadInput]:
@@ -203,7 +205,6 @@ class KLBarrierTrainer(SFTTrainer):
             check_finite(output.kl, inputs, self.processing_class, step=self.state.global_step)
             return output.kl, against
 
-        self.model_wrapped.train()
         return look_ahead(batches, compare, self.accelerator, how=self.args.aggregate, tau_nats=self.tau_nats)
 
     # ---- Loss ----
@@ -215,6 +216,8 @@ class KLBarrierTrainer(SFTTrainer):
         if self.barrier_weight == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro_batch, self._micro_batch = self._micro_batch, self._micro_batch + 1
+        if self._batches:  # not before: a resumed run sets the random state between the batches and their losses
+            self._window, self._batches = self._look_ahead(self._batches), []
         policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
         result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         nll, outputs = result if return_outputs else (result, None)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from run_loop import FILTERS, PROBES, run_tiny, training
+from run_loop import FILTERS, PROBES, results_of, run_tiny, training
 
 from alignkit.kl_barrier.rounds import AnswerProbe, FilterSettings, Proposal, TooFewCompletionsError, load_adapter
 from alignkit.kl_barrier.rounds.settings import describe, first_difference, stage_seed, weights_digest
@@ -109,8 +109,8 @@ def test_the_model_trains_on_the_completion_and_no_end_is_appended(tmp_path):
 
 def test_rounds_that_are_added_equal_a_run_that_had_them_from_the_start(finished_run, tmp_path):
     run_tiny(tmp_path, rounds=1)
-    records = run_tiny(tmp_path, rounds=2)
-    assert records == lines(finished_run / "results.jsonl")
+    run_tiny(tmp_path, rounds=2)
+    assert results_of(tmp_path) == results_of(finished_run)
 
 
 def test_another_seed_draws_other_completions(finished_run, tmp_path):
@@ -152,12 +152,12 @@ def test_completions_that_run_out_later_are_a_reason_to_stop(tmp_path):
     assert run_tiny(tmp_path, proposer=starved) == records
 
 
-def test_an_empty_greedy_sample_has_no_perplexity(tmp_path):
+def test_an_empty_sample_has_no_perplexity(tmp_path):
     model = tiny_causal_lm(hidden_size=32)
     with torch.no_grad():
         model.lm_head.weight.zero_()
     model.generation_config.eos_token_id = 0  # of equal logits, greedy decoding takes the first
-    records = run_tiny(tmp_path, model=model, rounds=1)
+    records = run_tiny(tmp_path, model=model, rounds=1, probes=dataclasses.replace(PROBES, sample_temperature=0.0))
     assert records[0]["scores"]["perplexity"] == [None, None]
     assert records[0]["means"]["perplexity"] is None and records[0]["n"]["perplexity"] == 0
 

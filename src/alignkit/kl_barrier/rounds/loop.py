@@ -5,7 +5,8 @@ How this differs from the steer-heal-love loop it is modelled on, and why:
 1. Earlier rounds are never merged into the weights (see `adapters`); the original model is the same weights with the
    adapters off, in every round.
 2. A stage reads what the stage before it wrote to disk, in the first run as in a resumed one, and draws from
-   (seed, round, stage) alone. A run that was killed therefore ends in the same numbers.
+   (seed, round, stage) alone. A run that was killed therefore ends in the same numbers, where the kernels of the
+   device are deterministic.
 3. No end-of-sequence token is appended to the completions: many were cut at the token limit, and a token that the
    original model would never write there costs more divergence than the trait. A proposer that wants the end to be
    trained spells it out.

@@ -52,13 +52,19 @@ def measure_student(student: nn.Module, tokenizer: PreTrainedTokenizerBase, prob
     return scores
 
 
-def greedy_samples(student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes) -> list[Proposal]:
-    """The student's greedy completion of every sample prompt."""
-    prompts = [render_prompt(tokenizer, prompt) for prompt in probes.sample_prompts]
+def student_samples(
+    student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes, *, seed: int
+) -> list[Proposal]:
+    """The student's completion of every sample prompt, drawn at `probes.sample_temperature`."""
     return sample_completions(
-        student, tokenizer, prompts, seed=0, max_new_tokens=probes.sample_tokens, temperature=0.0,
+        student,
+        tokenizer,
+        [render_prompt(tokenizer, prompt) for prompt in probes.sample_prompts],
+        seed=seed,
+        max_new_tokens=probes.sample_tokens,
+        temperature=probes.sample_temperature,
         batch_size=probes.batch_size,
-    )  # fmt: skip
+    )
 
 
 def measure_samples(

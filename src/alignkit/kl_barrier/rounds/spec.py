@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from peft import LoraConfig
 
 from alignkit.kl_barrier.config import KLBarrierConfig
@@ -139,7 +139,7 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
     }
     return _settings(
         RoundProbes,
-        {key: probes[key] for key in ("sample_tokens", "batch_size") if key in probes},
+        {key: probes[key] for key in ("sample_tokens", "sample_temperature", "batch_size") if key in probes},
         "probes",
         coherence=_construct(AnswerProbe, "probes.coherence", {**coherence, "prefixes": prefixes, "answers": lists}),
         trait=TraitProbe(

@@ -27,10 +27,10 @@ from alignkit.kl_barrier.rounds.records import (
     RECORD_FILE,
     Scores,
     file_digests,
-    greedy_samples,
     measure_samples,
     measure_student,
     origin_of,
+    student_samples,
     summarize,
     summarize_proposals,
 )
@@ -181,7 +181,8 @@ class Stages:
         history = self._history(number + 1)
         with student(self.model, history) as current:
             scores: Scores = measure_student(current, self.tokenizer, self.probes)
-            samples = greedy_samples(current, self.tokenizer, self.probes)
+            # The same draws in every round, so that two rounds differ by their students alone.
+            samples = student_samples(current, self.tokenizer, self.probes, seed=stage_seed(self.seed, 0, "samples"))
         with student(self.model, None) as original:
             scores |= measure_samples(original, self.tokenizer, samples, self.probes)
         self.at(number).mkdir(exist_ok=True)
