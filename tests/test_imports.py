@@ -42,6 +42,7 @@ LEVELS = {
         "_compat",
         "fused_head.modeling",
         "kl_barrier.checkpoints",
+        "kl_barrier.checks",
         "kl_barrier.evaluation",
         "kl_barrier.evaluation_report",
         "kl_barrier.faults",

@@ -110,8 +110,15 @@ def expected_of(policy: Any, ref: Any, batch: dict[str, torch.Tensor], direction
     return {"loss": loss, "nll": nll, "kl": kl, "barrier": barrier, "aux_loss": aux_loss}
 
 
-@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize(
+    ("direction", "with_lora"),
+    [
+        pytest.param("reverse", False, id="reverse-full"),
+        pytest.param("forward", True, id="forward-lora"),
+        pytest.param("reverse", True, id="reverse-lora", marks=pytest.mark.slow),
+        pytest.param("forward", False, id="forward-full", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses_divergences_and_gradients_are_those_of_the_models_own_logits(
     one_step, architecture, direction, with_lora
@@ -146,8 +153,7 @@ def test_losses_divergences_and_gradients_are_those_of_the_models_own_logits(
 
 # Reentrant checkpointing says so of a forward without gradient in training mode, such as the look ahead of `step`.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("with_lora", "use_reentrant"), [(True, False), (False, True)])
 @pytest.mark.parametrize("scope", ["sequence", "step"])
 def test_activation_checkpointing_has_the_same_gradients(one_step, scope, with_lora, use_reentrant):
     found = []

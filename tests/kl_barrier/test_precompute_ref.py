@@ -53,6 +53,9 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+QUICK = [("plain", True), ("completion_only", False), ("packed", True), ("padding_free_assistant", True)]
+
+
 class CountReferenceForwards:
     """Counts the forwards of backbones that run without gradient in eval mode."""
 
@@ -90,8 +93,14 @@ def train(make_trainer, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*(flash|Packing|packing|attention).*")
-@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "with_lora"),
+    [
+        pytest.param(case, with_lora, marks=[] if (case, with_lora) in QUICK else [pytest.mark.slow])
+        for case in CASES
+        for with_lora in (False, True)
+    ],
+)
 def test_kept_hidden_states_train_to_the_same_losses_and_weights(train, case, with_lora):
     make_rows, settings = CASES[case]
     plain, n_plain = train(make_rows(), with_lora, **settings)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig
+from tests.kl_barrier.conftest import QUIET, lively_lm
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.tasks.toy import byte_tokenizer
-from tests.kl_barrier.conftest import QUIET, lively_lm
 
 OURS_ALONE = ("kl/", "barrier", "nll")
 
@@ -50,7 +50,13 @@ def logs(trainer) -> list[dict[str, float]]:
     ]
 
 
-SETTINGS = [{}, {"gradient_accumulation_steps": 2}, {"packing": True}, {"padding_free": True, "max_length": None}, {"loss_type": "dft"}]
+SETTINGS = [
+    {},
+    {"gradient_accumulation_steps": 2},
+    {"packing": True},
+    {"padding_free": True, "max_length": None},
+    {"loss_type": "dft"},
+]
 IDS = ["plain", "accumulation", "packing", "padding_free", "dft"]
 
 

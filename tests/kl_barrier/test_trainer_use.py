@@ -45,7 +45,7 @@ def test_one_batch_is_overfitted_and_the_barrier_keeps_its_divergence_down(make_
     assert ends[1]["eval_kl/divergence"] < 0.5 * ends[0]["eval_kl/divergence"]
 
 
-@pytest.mark.parametrize("scope", ["sequence", "step"])
+@pytest.mark.parametrize("scope", ["sequence", pytest.param("step", marks=pytest.mark.slow)])
 def test_a_target_divergence_is_reached_within_a_tenth(make_trainer, one_batch, scope):
     trainer = make_trainer(
         train_dataset=one_batch,

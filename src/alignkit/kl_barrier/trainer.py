@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from alignkit.kl_barrier.barrier import (
     sequence_barrier,
     step_barrier,
 )
+from alignkit.kl_barrier.checks import refuse_what_cannot_work
 from alignkit.kl_barrier.config import SCHEDULED, KLBarrierConfig
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
@@ -105,7 +105,7 @@ class KLBarrierTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func needs logits, which are never built; override compute_barrier instead")
         super().__init__(model, args, *arguments, **kwargs)
-        self._refuse_what_cannot_work()
+        refuse_what_cannot_work(self)
         keep_cpu_4bit_gradients_right(self.model)
         self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
         add_reference_head(causal_lm_of(self.model))
@@ -123,22 +123,16 @@ class KLBarrierTrainer(SFTTrainer):
         self._micro_batch = 0
         self.add_callback(AfterStep(self.after_step))
 
-    def _refuse_what_cannot_work(self) -> None:
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError("context and sequence parallelism cut sequences over ranks, and D with them; use FSDP2")
-        plugin = self.args.deepspeed_plugin
-        if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError("DeepSpeed ZeRO-3 shows the output head to its own forward only; use FSDP2 or ZeRO-2")
-        if self.args.precompute_ref is not None and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError("precompute_ref needs a training set of fixed rows, not a stream; set it to None")
-
     def _prepare_ref_model(self) -> None:
         ref_model = self.reference.ref_model
         if ref_model is None:
             return
         add_reference_head(causal_lm_of(ref_model))
         if self.is_fsdp_enabled:
+            if self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+                raise ValueError(
+                    "FSDP1 shows a separate reference's head to its own forward only; use fsdp_version: 2"
+                )
             self.reference.ref_model = prepare_fsdp(ref_model, self.accelerator)
         else:
             self.reference.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)

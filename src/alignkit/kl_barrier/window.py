@@ -41,7 +41,7 @@ class StepWindow:
     """An optimiser step's divergences.
 
     Attributes:
-        divergence (`Tensor`, scalar): D of all positions of the step, over all ranks.
+        divergence (`Tensor`, scalar): D of all positions of the step, over all ranks; NaN when there is none.
         weights (`list[Tensor]`): per micro-batch of this rank, the hinge's derivative for its positions `(N,)`.
         against (`list`): per micro-batch, what the policy was compared with.
         random_states (`list[RandomState]`): per micro-batch, before its forward.
@@ -83,6 +83,8 @@ def look_ahead(
     mine = torch.cat(divergences)
     before, after = gather_around(accelerator, mine)
     divergence, weights = position_weights(torch.cat([before, mine, after]), how, tau_nats)
+    if not len(weights):
+        divergence = divergence.new_tensor(torch.nan)  # nothing to report, and nothing for a dual weight to follow
     own = weights[len(before) : len(before) + len(mine)]
     return StepWindow(
         divergence=divergence,
