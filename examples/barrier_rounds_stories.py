@@ -108,39 +108,55 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", ""])
 
 
-def report(folder: Path, runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_share: float) -> str:
-    """Every arm after its last round, and every arm at the same trait; differences are paired by seed."""
+def after(records: list[dict], number: int, name: str) -> float:
+    """A signal after a round; NaN where the run had stopped before."""
+    return records[number]["means"][name] if number < len(records) else float("nan")
+
+
+def report(runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_share: float) -> str:
+    """Every arm after the same round, and every arm at the same trait; differences are paired by seed."""
     seeds = sorted(runs["none"])
-    last = min(len(records) for arm in runs.values() for records in arm.values()) - 1
-    highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
-    levels = [round(level, 2) for level in (highest / 2, 0.98 * highest)]
+    lengths = [len(records) for of_seed in runs.values() for records in of_seed.values()]
     base = runs["none"][seeds[0]][0]["means"]
     text = f"Base: {', '.join(f'{label} {base[name]:.3f}' for name, label in SHOWN.items())}. Seeds {seeds}.\n\n"
-    rows = [
-        [arm, "-" if arm == "none" else f"{taus[arm]:.3f}", *(interval(column) for column in columns)]
-        for arm, of_seed in runs.items()
-        for columns in [[[of_seed[s][last]["means"][name] for s in seeds] for name in SHOWN]]
-    ]
-    text += table(f"After round {last}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows)
+    for number in sorted({min(lengths) - 1, max(lengths) - 1}):
+        rows = [
+            [
+                arm,
+                "-" if arm == "none" else f"{taus[arm]:.3f}",
+                *(interval([after(of_seed[seed], number, name) for seed in seeds]) for name in SHOWN),
+            ]
+            for arm, of_seed in runs.items()
+        ]
+        text += table(
+            f"After round {number}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows
+        )
     signals = ("allowed_answer_mass", "held_out_nll_nats")
-    for level in levels:
+    highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
+    for level in (0.8 * highest, 0.98 * highest):
         rows = []
         for arm, of_seed in runs.items():
-            found = {name: [at_trait(of_seed[s], level, name) for s in seeds] for name in signals}
-            without = {name: [at_trait(runs["none"][s], level, name) for s in seeds] for name in signals}
+            found = {name: [at_trait(of_seed[seed], level, name) for seed in seeds] for name in signals}
+            without = {name: [at_trait(runs["none"][seed], level, name) for seed in seeds] for name in signals}
             differences = [list(np.subtract(found[name], without[name])) for name in signals]
             rows.append([arm, *map(interval, found.values()), *map(interval, differences)])
         header = ["arm", *(SHOWN[name] for name in signals), *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
-        text += table(f"Where the trait reaches {level:.2f} nats:", header, rows)
-    rows = []
-    for arm, of_seed in runs.items():
-        if arm != "none":
-            shares = [np.mean([r["training"]["kl/gate_open"] for r in of_seed[s][1:]]) for s in seeds]
-            rows.append([arm, interval(shares)])
+        text += table(f"Where the trait first reaches {level:.2f} nats:", header, rows)
+    rows = [
+        [arm, interval([np.mean([r["training"]["kl/gate_open"] for r in of_seed[seed][1:]]) for seed in seeds])]
+        for arm, of_seed in runs.items()
+        if arm != "none"
+    ]
     text += table(
-        f"Share of sequences whose gate was open, all rounds (calibrated at {open_share}):", ["arm", "open"], rows
+        f"Share of sequences whose gate was open (tau: {open_share:.0%} of them):", ["arm", "all rounds"], rows
     )
-    return text
+    stops = [
+        f"- {arm}, seed {seed}: {records[-1]['stop_reason']}"
+        for arm, of_seed in runs.items()
+        for seed, records in of_seed.items()
+        if len(records) < max(lengths)
+    ]
+    return text + "\n".join(["Stopped early:" if stops else "No run stopped early.", "", *stops, ""])
 
 
 def picture(path: Path, runs: dict[str, dict[int, list[dict]]]) -> None:
@@ -220,7 +236,7 @@ def main() -> None:
 
     # 4. Report
     if "none" in runs:
-        text = report(folder, runs, taus, script.open_share)
+        text = report(runs, taus, script.open_share)
         (folder / "comparison.md").write_text(text, "utf-8")
         picture(folder / "comparison.png", runs)
         print(text)

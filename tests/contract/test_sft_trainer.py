@@ -35,6 +35,8 @@ OVERRIDDEN = {
     ],
     "save_model": ["self", "output_dir", "_internal_call"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_load_best_model": ["self"],
 }
 
 
@@ -72,6 +74,7 @@ def test_every_overridden_member_is_called_in_training(tmp_path):
 
     spy = type("Spy", (KLBarrierTrainer,), {name: counted(name) for name in OVERRIDDEN})
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_dataset": rows(3, seed=1)}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     trainer = make(spy, tmp_path, **settings)
     trainer.train()
     trainer.evaluate()

@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import LoraConfig
-from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
-from tests.kl_barrier.run_training import FSDP, LORA, KeepGradients
 from torch.distributed.tensor import DTensor
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
+from tests.kl_barrier.run_training import FSDP, LORA, KeepGradients
 
 # torch.distributed.checkpoint does not load an optimiser without a state, such as plain SGD.
 SAVED = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}

@@ -15,12 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import LoraConfig
 from safetensors.torch import save_file
-from tests.kl_barrier.conftest import QUIET, lively_lm, masked_rows, prompts_and_completions
 from transformers import TrainerCallback
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.fused_head.modeling import whole
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm, masked_rows, prompts_and_completions
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 
 from alignkit.kl_barrier import aggregate_positions, forward_kl, hinge_barrier, reverse_kl
 from alignkit.kl_barrier.sequences import sequences_of
+from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 SIZES = {
     "vocab_size": 259,

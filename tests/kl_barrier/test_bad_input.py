@@ -7,12 +7,14 @@ import torch
 from accelerate.utils import ParallelismConfig
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
-from tests.kl_barrier.conftest import lively_lm, masked_rows, prompts_and_completions
+from trl.trainer.sft_config import SFTConfig
 
 from alignkit import KLBarrierTrainer
 from alignkit.kl_barrier import aggregate_positions
+from alignkit.kl_barrier.checks import refuse_what_cannot_work
 from alignkit.kl_barrier.faults import NonFiniteDivergenceError
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import lively_lm, masked_rows, prompts_and_completions
 
 # ---- Settings ----
 
@@ -105,15 +107,20 @@ def test_an_adapter_on_the_output_head(make_trainer):
         make_trainer(peft_config=lora(target_modules=["q_proj", "lm_head"]))
 
 
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated:FutureWarning")
 def test_a_loss_function_of_ones_own(make_config, rows):
-    with pytest.raises(ValueError, match=r"compute_loss_func needs logits.*override compute_barrier instead"):
-        KLBarrierTrainer(
-            lively_lm(1),
-            make_config(),
-            train_dataset=rows,
-            processing_class=byte_tokenizer(),
-            compute_loss_func=lambda outputs, labels, num_items_in_batch: outputs.logits.sum(),
-        )
+    def own_loss(outputs, labels, num_items_in_batch):
+        return outputs.logits.sum()
+
+    for by_place, by_name in (((), {"compute_loss_func": own_loss}), ((own_loss,), {})):
+        with pytest.raises(ValueError, match=r"compute_loss_func needs logits.*override compute_barrier instead"):
+            KLBarrierTrainer(lively_lm(1), make_config(), None, rows, None, byte_tokenizer(), *by_place, **by_name)
+
+
+def test_the_parents_config(rows, tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(TypeError, match="args is a SFTConfig; give a KLBarrierConfig"):
+        KLBarrierTrainer(lively_lm(1), args, train_dataset=rows, processing_class=byte_tokenizer())
 
 
 def test_gradient_norms_under_reentrant_checkpointing(make_trainer):
@@ -129,10 +136,22 @@ def test_sequences_cut_over_ranks(make_trainer, monkeypatch, sizes):
     trainer = make_trainer()
     monkeypatch.setattr(trainer.accelerator.state, "parallelism_config", ParallelismConfig(**sizes), raising=False)
     with pytest.raises(ValueError, match="context and sequence parallelism cut sequences over ranks"):
-        trainer._refuse_what_cannot_work()
+        refuse_what_cannot_work(trainer)
 
 
 # ---- Rows ----
+
+
+def test_rows_with_images_are_not_known_by_their_tokens(make_trainer):
+    trainer = make_trainer(precompute_ref="hidden")
+    trainer.train_dataset = trainer.train_dataset.add_column("images", [[]] * len(trainer.train_dataset))
+    with pytest.raises(ValueError, match="rows of equal tokens may have different images"):
+        refuse_what_cannot_work(trainer)
+
+
+def test_rows_that_are_dropped_have_no_hidden_states(make_trainer):
+    with pytest.raises(ValueError, match="dataloader_drop_last=True leaves out some of"):
+        make_trainer(precompute_ref="hidden", dataloader_drop_last=True)
 
 
 def test_a_stream_has_no_fixed_rows_to_find_hidden_states_of(make_trainer):

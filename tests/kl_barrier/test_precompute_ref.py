@@ -6,11 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 from alignkit.fused_head.modeling import causal_lm_of
 from alignkit.row_cache import StaleCacheError
 from alignkit.tasks.toy import byte_tokenizer, generate
+from tests.kl_barrier.conftest import lively_lm, masked_rows, prompts_and_completions
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'user: ' + message['content'] + '\n' }}"
@@ -156,3 +156,25 @@ def test_settings_that_change_no_hidden_state_reuse_the_files(train):
     for settings in (changed, {"per_device_train_batch_size": 4}, {"padding_free": True, "max_length": None}):
         _, n_forwards = train(pairs(), True, precompute_ref="hidden", max_steps=2, **settings)
         assert n_forwards == 1
+
+
+def test_a_micro_batch_without_a_label_runs_no_reference_that_other_ranks_would_have_to_join(train):
+    settings = {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "sequential"}
+    rows = masked_rows([True, True, False, False, True, True])
+    _, n_forwards = train(rows, True, precompute_ref="hidden", **settings)
+    assert n_forwards == 1 + 2  # to know the width, and two batches of three; none in the two epochs
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_evaluation_is_of_its_own_rows_also_with_workers_that_stay(train):
+    trainer, _ = train(
+        pairs(),
+        True,
+        precompute_ref="hidden",
+        max_steps=1,
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        eval_dataset=prompts_and_completions(3, seed=8),
+    )
+    trainer.evaluate()
+    assert trainer.evaluation_report.n_sequences == 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.kl_barrier.run_training import train_on_ranks
 
 RUN = Path(__file__).parent / "run_training.py"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.kl_barrier.run_training import train_to_the_end
 
 RUN = Path(__file__).parent / "run_training.py"

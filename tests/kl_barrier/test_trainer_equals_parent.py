@@ -3,11 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig
-from tests.kl_barrier.conftest import QUIET, lively_lm
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm
 
 OURS_ALONE = ("kl/", "barrier", "nll")
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tests.kl_barrier.conftest import lively_lm
 from transformers import TrainerCallback
+
+from tests.kl_barrier.conftest import lively_lm
 
 
 def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

@@ -5,12 +5,12 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions, hinge_barrier, reverse_kl, training_metrics
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.schedules import value_at
+from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 
 def logs(trainer) -> list[dict[str, float]]:
@@ -168,10 +168,26 @@ def test_measuring_the_pressure_changes_nothing_else(make_trainer):
         assert torch.equal(weight, other)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+def test_a_compiled_model_trains_without_the_pressure_for_which_its_graph_has_no_second_backward(make_trainer):
+    trainer = make_trainer(
+        ref_model=lively_lm(2),
+        tau_nats=0.0,
+        pressure_steps=1,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+    trainer.train()
+    assert logs(trainer)[0]["kl/gate_open"] == 1 and "barrier/pressure" not in logs(trainer)[0]
+
+
 @pytest.mark.parametrize(("tau_nats", "share"), [(100.0, "0 %"), (0.0, "100 %")])
 def test_a_gate_that_never_moves_is_warned_of_once_in_a_hundred_steps(
     make_trainer, monkeypatch, caplog, tau_nats, share
 ):
+    assert training_metrics.WATCHED_STEPS == 100
     monkeypatch.setattr(training_metrics, "WATCHED_STEPS", 3)
     trainer = make_trainer(ref_model=lively_lm(2), tau_nats=tau_nats, max_steps=5, per_device_train_batch_size=2)
     with caplog.at_level(logging.WARNING):
@@ -179,7 +195,6 @@ def test_a_gate_that_never_moves_is_warned_of_once_in_a_hundred_steps(
     messages = [record.getMessage() for record in caplog.records if record.name == training_metrics.__name__]
     [message] = messages
     assert f"open for {share}" in message and f"tau_nats={tau_nats:g}" in message and "calibrate_tau" in message
-    assert training_metrics.WATCHED_STEPS == 3
 
 
 def test_a_gate_that_is_open_for_some_gives_no_warning(make_trainer, monkeypatch, caplog):
@@ -276,6 +291,35 @@ def test_a_trained_adapter_loads_in_plain_peft(make_trainer, tmp_path, ref):
         assert not torch.equal(lively_lm(1)(input_ids=ids).logits, expected)
 
 
+@pytest.mark.parametrize("names", [("default", "second"), ("first", "second")])
+def test_the_best_model_is_loaded_with_all_its_adapters(make_trainer, names):
+    torch.manual_seed(0)
+    model = get_peft_model(lively_lm(1), lora(init_lora_weights=False), adapter_name=names[0])
+    model.add_adapter(names[1], lora())
+    model.base_model.set_adapter(list(names))
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(names[1] in name)
+    trainer = make_trainer(
+        model=model,
+        ref="previous",
+        max_steps=4,
+        learning_rate=0.1,
+        eval_dataset=prompts_and_completions(3, seed=4),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_nll",
+        greater_is_better=True,  # so that it is not the last one
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    assert trainer.evaluate()["eval_nll"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    assert model.active_adapters == list(names)
+    assert all(weight.requires_grad == (names[1] in name) for name, weight in model.named_parameters())
+
+
 def test_a_fully_trained_model_is_saved_without_its_reference(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=2, ref="ema")
     trainer.train()
@@ -285,4 +329,7 @@ def test_a_fully_trained_model_is_saved_without_its_reference(make_trainer, tmp_
         torch.equal(weight, other)
         for weight, other in zip(loaded.parameters(), trainer.model.parameters(), strict=True)
     )
-    assert not list((tmp_path / "model").glob("kl_barrier*"))
+    trainer.save_model(_internal_call=True)  # as `push_to_hub` calls it
+    for folder in ("model", "out"):
+        assert (tmp_path / folder / "model.safetensors").is_file()
+        assert not list((tmp_path / folder).glob("kl_barrier*"))

@@ -32,8 +32,9 @@ import pytest
 import torch
 from datasets import IterableDataset
 from peft import LoraConfig, get_peft_model
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 from transformers import TrainerCallback
+
+from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 
 def noisy_adapter(seed: int = 0):

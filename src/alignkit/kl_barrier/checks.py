@@ -18,6 +18,8 @@ def refuse_what_cannot_work(trainer: Any) -> None:
         ValueError: with the setting, the reason and the way out.
     """
     args, parallelism = trainer.args, trainer.accelerator.parallelism_config
+    if trainer.compute_loss_func is not None:
+        raise ValueError("compute_loss_func needs logits, which are never built; override compute_barrier instead")
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise ValueError("context and sequence parallelism cut sequences over ranks, and D with them; use FSDP2")
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
@@ -35,3 +37,13 @@ def refuse_what_cannot_work(trainer: Any) -> None:
         )
     if args.precompute_ref is not None and isinstance(trainer.train_dataset, IterableDataset):
         raise ValueError("precompute_ref needs a training set of fixed rows, not a stream; set it to None")
+    if args.precompute_ref is not None and {"image", "images"} & set(trainer.train_dataset.column_names):
+        raise ValueError(
+            "precompute_ref knows a row by its tokens, and rows of equal tokens may have different images; set it to "
+            "None"
+        )
+    if args.precompute_ref is not None and args.dataloader_drop_last:
+        raise ValueError(
+            "precompute_ref goes through every row, which dataloader_drop_last=True leaves out some of; set one of "
+            "them to its default"
+        )

@@ -101,9 +101,9 @@ class KLBarrierTrainer(SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = KLBarrierConfig(f"{name.split('/')[-1]}-KLBarrier")
+        elif not isinstance(args, KLBarrierConfig):
+            raise TypeError(f"args is a {type(args).__name__}; give a KLBarrierConfig, which has all its fields")
         check_process_count(args.device, args.world_size)
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func needs logits, which are never built; override compute_barrier instead")
         super().__init__(model, args, *arguments, **kwargs)
         refuse_what_cannot_work(self)
         keep_cpu_4bit_gradients_right(self.model)
@@ -116,6 +116,10 @@ class KLBarrierTrainer(SFTTrainer):
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
         self._monitor = StepMonitor(self.accelerator, self._dual)
+        # Of a sharded model no rank has the gradients; a compiled or offloaded graph has one backward only.
+        self._has_pressure = not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile or args.activation_offloading
+        )
         # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
         self._step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=1)
         self._batches: list[dict[str, Any]] = []
@@ -184,20 +188,21 @@ class KLBarrierTrainer(SFTTrainer):
         meaning = {"weights": str(self._fingerprint), "precision": str(self.accelerator.mixed_precision)}
         self._fingerprint = None
         folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
-        batches = map(self._prepare_inputs, self.get_eval_dataloader(self.train_dataset))
+        # Not `get_eval_dataloader`, which with persistent workers would keep this one for the next evaluation.
+        batches = map(self._prepare_inputs, self.get_test_dataloader(self.train_dataset))
         computing = self.compute_loss_context_manager()
         random_state = RandomState.now(self.accelerator.device)
         self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
         random_state.restore()  # going through the rows draws numbers, on the first start and on a resume
 
     def _look_ahead(self, batches: list[dict[str, Any]]) -> StepWindow:
-        def compare(batch: Mapping[str, Any]) -> tuple[Tensor, HeadInput]:
+        def compare(batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
             inputs = self._prepare_inputs(dict(batch))
             with self.compute_loss_context_manager():
                 against = self._states.of_training_batch(self.model_wrapped, inputs)
                 output = self.model_wrapped(**inputs, against=against, kl_direction=self.args.kl_direction)
             check_finite(output.kl, inputs, self.processing_class, step=self.state.global_step)
-            return output.kl, against
+            return output.kl, against.hidden  # not its head: FSDP2 puts a whole one together for each micro-batch
 
         return look_ahead(batches, compare, self.accelerator, how=self.args.aggregate, tau_nats=self.tau_nats)
 
@@ -233,7 +238,7 @@ class KLBarrierTrainer(SFTTrainer):
         if window is None:
             return self._states.of_training_batch(model, inputs)
         window.random_states[micro_batch].restore()
-        return window.against[micro_batch] if window.is_open else None
+        return self._states.with_hidden(model, window.ref_hidden[micro_batch]) if window.is_open else None
 
     def compute_barrier(self, kl: Tensor, inputs: Mapping[str, Any], micro_batch: int) -> Barrier:
         """What is weighted and added to the NLL, from the divergences `(N,)` of a micro-batch. Override it at will.
@@ -279,8 +284,8 @@ class KLBarrierTrainer(SFTTrainer):
         """Add a micro-batch to the log, and measure the pressure of the barrier where it is due."""
         weight, tau_nats = self.barrier_weight, self.tau_nats
         self._monitor.add(kl, barrier.divergence, output, weight=weight, tau_nats=tau_nats)
-        every, is_sharded = self.args.pressure_steps, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if every > 0 and micro_batch == 0 and self.state.global_step % every == 0 and not is_sharded:
+        every = self.args.pressure_steps
+        if self._has_pressure and every > 0 and micro_batch == 0 and self.state.global_step % every == 0:
             self._monitor.metrics.add_pressure(pressure(term, nll, self.model.parameters()))
 
     def after_step(self) -> None:
@@ -320,18 +325,31 @@ class KLBarrierTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
+        if not _internal_call or output_dir is None:  # `push_to_hub` names no folder: it publishes the model alone
             return
         reference = {name: whole(tensor) for name, tensor in self.reference.state_dict().items()}  # on every rank
         if self.args.should_save:
             dual = None if self._dual is None else self._dual.state_dict()
-            checkpoints.save_state(str(output_dir or self.args.output_dir), dual, reference)
+            checkpoints.save_state(output_dir, dual, reference)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with checkpoints.active_adapters_kept(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # Here and not with the model, which DeepSpeed loads by itself.
         if self._dual is not None:
-            self._dual.load_state_dict(checkpoints.load_dual(resume_from_checkpoint))
+            self._dual.load_state_dict(checkpoints.load_dual(checkpoint))
         if self.reference.kind == "ema":
-            state = checkpoints.load_reference(resume_from_checkpoint)
+            state = checkpoints.load_reference(checkpoint)
             self.reference.load_state_dict(checkpoints.sharded_like(self.reference.state_dict(), state))
+
+    def _load_best_model(self) -> None:
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not isinstance(self.model, PeftModel) or self.model.active_adapters == ["default"]:
+            super()._load_best_model()
+        else:  # of several adapters the parent would load the first one alone, and none that has another name
+            self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -66,7 +66,7 @@ def training(**settings: Any) -> KLBarrierConfig:
 
 
 def run_tiny(folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Two rounds on a tiny model. `changes` are arguments of `run_rounds`, and `model`."""
+    """Two rounds on a tiny model. `changes` are arguments of `run_rounds`, and `model` and `tokenizer`."""
     arguments: dict[str, Any] = {
         "training": training(),
         "peft_config": LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
@@ -78,7 +78,8 @@ def run_tiny(folder: Path, **changes: Any) -> list[dict[str, Any]]:
         **changes,
     }
     model = arguments.pop("model", None) or tiny_causal_lm(hidden_size=32)
-    return run_rounds(model, byte_tokenizer(), output_dir=folder, **arguments)
+    tokenizer = arguments.pop("tokenizer", None) or byte_tokenizer()
+    return run_rounds(model, tokenizer, output_dir=folder, **arguments)
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:

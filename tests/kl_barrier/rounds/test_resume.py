@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_loop import results_of, run_tiny
 from safetensors.torch import load_file
+
+from tests.kl_barrier.rounds.run_loop import results_of, run_tiny
 
 RUN = Path(__file__).parent / "run_loop.py"
 
@@ -105,6 +106,16 @@ def test_an_adapter_of_an_unfinished_round_that_is_damaged_is_named(a_copy):
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match=f"{weights} is damaged"):
         run_tiny(folder)
+
+
+def test_half_a_record_left_by_a_kill_is_no_file_of_the_round(finished_run, a_copy):
+    folder = a_copy()
+    record = folder / "round_2" / "record.json"
+    record.with_name("record.json.partial").write_text(record.read_text()[:100])
+    record.unlink()
+    run_tiny(folder)  # writes the record
+    run_tiny(folder)  # reads it
+    assert results_of(folder) == results_of(finished_run)
 
 
 def test_rounds_that_are_removed_are_made_again_as_they_were(finished_run, a_copy):

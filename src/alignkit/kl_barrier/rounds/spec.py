@@ -104,7 +104,8 @@ def _build(spec: Any, folder: Path, output_dir: str | None, rounds: int | None, 
     )
     lora = _mapping(top.get("lora"), "lora", LORA_KEYS)
     _check_kinds(LoraConfig, lora, "lora")
-    cpu = {"use_cpu": True, "bf16": False} if on_cpu else {}
+    # transformers would load the weights in the type that they were saved in.
+    cpu = {"use_cpu": True, "bf16": False, "model_init_kwargs": {"dtype": "float32"}} if on_cpu else {}
     training = {"ref": "previous", **cpu, **_mapping(top.get("training"), "training", _keys(KLBarrierConfig))}
     if on_cpu:
         training["use_cpu"] = True

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.rounds.adapters import join_rounds, read_adapter, save_adapter, student, trainee
 from alignkit.kl_barrier.rounds.directions import steer
-from alignkit.kl_barrier.rounds.filters import FilterSettings, filter_proposals
+from alignkit.kl_barrier.rounds.filters import FilterSettings, TooFewCompletionsError, filter_proposals
 from alignkit.kl_barrier.rounds.proposals import Proposal, Proposer
 from alignkit.kl_barrier.rounds.records import (
     RECORD_FILE,
@@ -97,6 +97,8 @@ class Stages:
             set_seed(seed)  # for a proposer that draws from the global state
             with student(self.model, self._history(number)) as current:
                 proposals = self.proposer(current, self.tokenizer, number, seed)
+            if not proposals:
+                raise TooFewCompletionsError(f"the proposer offered no completions in round {number}")
             write_lines(path, map(asdict, proposals))
         return [_read(path, Proposal, row) for row in read_lines(path)]
 
@@ -132,6 +134,7 @@ class Stages:
         args.output_dir, args.model_init_kwargs = str(self.at(number, SCRATCH)), None
         args.seed = args.data_seed = stage_seed(self.seed, number, "heal")
         args.save_strategy = args.eval_strategy = "no"
+        args.push_to_hub = args.eval_on_start = args.load_best_model_at_end = False
         history = self._history(number)
         if history is None:
             args.ref = "base"  # before the first round the previous model is the base
