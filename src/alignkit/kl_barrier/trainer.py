@@ -189,7 +189,8 @@ class KLBarrierTrainer(SFTTrainer):
         self._fingerprint = None
         folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
         # Not `get_eval_dataloader`, which with persistent workers would keep this one for the next evaluation.
-        batches = map(self._prepare_inputs, self.get_test_dataloader(self.train_dataset))
+        rows: Any = self.train_dataset
+        batches = map(self._prepare_inputs, self.get_test_dataloader(rows))
         computing = self.compute_loss_context_manager()
         random_state = RandomState.now(self.accelerator.device)
         self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
