@@ -7,13 +7,12 @@ ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2
 import copy
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from matplotlib.figure import Figure
 from peft import LoraConfig
 from scipy.stats import t as student_t
@@ -25,8 +24,10 @@ from alignkit import KLBarrierConfig
 from alignkit.kl_barrier import AGGREGATES, calibrate_tau
 from alignkit.kl_barrier.rounds import run_rounds
 from alignkit.kl_barrier.rounds.filters import filter_proposals
+from alignkit.kl_barrier.rounds.stages import training_rows
 
 ARMS = ("none", *AGGREGATES)
+CALIBRATION_SEEDS = (1000, 1001, 1002)
 SHOWN = {
     "trait_nats": "trait (nats)",
     "allowed_answer_mass": "answer mass",
@@ -58,24 +59,29 @@ def data_folder() -> Path:
 def calibrated_taus(
     model: str, tokenizer, training: KLBarrierConfig, peft_config: LoraConfig, open_share: float, path: Path
 ) -> dict[str, float]:
-    """One tau per aggregate, exceeded by the same share of sequences: on completions of seeds that no arm uses."""
+    """One tau per aggregate, exceeded by the same share of sequences in first rounds of seeds that no arm uses."""
     if not path.exists():
         base = AutoModelForCausalLM.from_pretrained(model)
-        rows = [
-            {"prompt": kept.prompt, "completion": kept.completion}
-            for seed in (1000, 1001)
-            for kept in filter_proposals(
-                base, tokenizer, steering()(base, tokenizer, 1, seed), filters(), seed=seed
-            ).kept
-        ]
-        calibration = calibrate_tau(
-            base,
-            Dataset.from_list(rows),
-            args=training,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            open_share=open_share,
-        )
+        rounds = []
+        for seed in CALIBRATION_SEEDS:
+            proposals = steering()(base, tokenizer, 1, seed)
+            kept = filter_proposals(base, tokenizer, proposals, filters(), seed=seed).kept
+            # A training for each, of as many steps as a round has, on the tokens that a round trains on.
+            rounds.append(
+                calibrate_tau(
+                    base,
+                    training_rows(tokenizer, kept),
+                    args=training,
+                    processing_class=tokenizer,
+                    peft_config=peft_config,
+                    open_share=open_share,
+                )
+            )
+        pooled = {
+            part: {how: np.concatenate([getattr(found, part)[how] for found in rounds]) for how in AGGREGATES}
+            for part in ("normal", "loop")
+        }
+        calibration = replace(rounds[0], **pooled)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".md").write_text(calibration.to_markdown(), "utf-8")
         path.write_text(json.dumps(calibration.tau_nats, indent=2), "utf-8")
@@ -204,7 +210,8 @@ def main() -> None:
     peft_config = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
 
     # 2. One tau per aggregate, from the same trainings
-    taus = calibrated_taus(model, tokenizer, training, peft_config, script.open_share, folder / "taus.json")
+    taus_file = folder / f"taus_open_{script.open_share:g}.json"
+    taus = calibrated_taus(model, tokenizer, training, peft_config, script.open_share, taus_file)
 
     # 3. Rounds: every arm differs from the others in its aggregate and that aggregate's tau alone
     runs: dict[str, dict[int, list[dict]]] = {}

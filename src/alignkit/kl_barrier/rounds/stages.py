@@ -138,12 +138,13 @@ class Stages:
         history = self._history(number)
         if history is None:
             args.ref = "base"  # before the first round the previous model is the base
+        kept = [Proposal(row["prompt"], row["completion"]) for row in rows]
         set_seed(args.seed)
         with trainee(self.model, history, self.peft_config) as peft_model:
             trainer = KLBarrierTrainer(
                 peft_model,
                 args,
-                train_dataset=self._dataset(rows),
+                train_dataset=training_rows(self.tokenizer, kept),
                 processing_class=copy.deepcopy(self.tokenizer),  # the trainer gives it a pad token
             )
             trainer.train()
@@ -158,15 +159,6 @@ class Stages:
             save_adapter(delta, folder)
         del trainer, peft_model, delta
         gc.collect()  # trainer and model refer to each other, and a GPU needs the memory for the next stage
-
-    def _dataset(self, rows: Sequence[dict[str, Any]]) -> Dataset:
-        """`input_ids` and `labels`: the tokens whose perplexity was judged, the prompt's labelled -100."""
-        columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-        for row in rows:
-            context, (completion,) = encode_continuations(self.tokenizer, row["prompt"], [row["completion"]])
-            columns["input_ids"].append(context + completion)
-            columns["labels"].append([-100] * len(context) + completion)
-        return Dataset.from_dict(columns)
 
     def _measure_steered(self, number: int, proposals: Sequence[Proposal]) -> dict[str, Any] | None:
         """The student that proposed, steered at its largest strength; None for other proposers."""
@@ -202,6 +194,19 @@ class Stages:
         }
         write_json(self.at(number, RECORD_FILE), record)
         return record
+
+
+def training_rows(tokenizer: PreTrainedTokenizerBase, proposals: Sequence[Proposal]) -> Dataset:
+    """What a round trains on: `input_ids`, and `labels` with -100 for the prompt.
+
+    They are the tokens whose perplexity is judged; no end-of-sequence token is appended.
+    """
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for proposal in proposals:
+        context, (completion,) = encode_continuations(tokenizer, proposal.prompt, [proposal.completion])
+        columns["input_ids"].append(context + completion)
+        columns["labels"].append([-100] * len(context) + completion)
+    return Dataset.from_dict(columns)
 
 
 def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
