@@ -1,7 +1,9 @@
 """Does a tail aggregate hold coherence where the mean lets it collapse? The same ref and comparable tau for every arm.
 
-ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
-ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
+
+RESULTS
 """
 
 import copy
@@ -45,7 +47,7 @@ class ScriptArguments:
     rounds: int = 8
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    open_share: float = 0.5  # of the sequences of round 1, trained without a barrier, that exceed tau
+    open_share: float = 0.05  # of the sequences of a first round, trained without a barrier, that exceed tau
     threads: int = 1  # of the CPU; for a model this small one is enough
     report_only: bool = False
 
@@ -89,11 +91,16 @@ def calibrated_taus(
 
 
 def at_trait(records: list[dict], level: float, name: str) -> float:
-    """A signal where the trait first reaches a level, between two rounds by straight line; NaN where it never does."""
+    """A signal where the trait first reaches a level, between two rounds by straight line; NaN where it never does.
+
+    `name` is that of a signal, or "round" for the round itself.
+    """
     for before, after in pairwise(records):
         low, high = before["means"]["trait_nats"], after["means"]["trait_nats"]
         if low < level <= high:
             share = (level - low) / (high - low)
+            if name == "round":
+                return before["round"] + share
             return (1 - share) * before["means"][name] + share * after["means"][name]
     return float("nan")
 
@@ -123,7 +130,7 @@ def report(runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_
     """Every arm after the same round, and every arm at the same trait; differences are paired by seed."""
     seeds = sorted(runs["none"])
     lengths = [len(records) for of_seed in runs.values() for records in of_seed.values()]
-    base = runs["none"][seeds[0]][0]["means"]
+    base = {name: float(np.mean([runs["none"][seed][0]["means"][name] for seed in seeds])) for name in SHOWN}
     text = f"Base: {', '.join(f'{label} {base[name]:.3f}' for name, label in SHOWN.items())}. Seeds {seeds}.\n\n"
     for number in sorted({min(lengths) - 1, max(lengths) - 1}):
         rows = [
@@ -137,25 +144,29 @@ def report(runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_
         text += table(
             f"After round {number}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows
         )
-    signals = ("allowed_answer_mass", "held_out_nll_nats")
+    signals = ("allowed_answer_mass", "held_out_nll_nats", "repetition")
     highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
-    for level in (0.8 * highest, 0.98 * highest):
+    for share in (0.8, 0.98):
+        level = base["trait_nats"] + share * (highest - base["trait_nats"])
         rows = []
         for arm, of_seed in runs.items():
-            found = {name: [at_trait(of_seed[seed], level, name) for seed in seeds] for name in signals}
+            found = {name: [at_trait(of_seed[seed], level, name) for seed in seeds] for name in ("round", *signals)}
             without = {name: [at_trait(runs["none"][seed], level, name) for seed in seeds] for name in signals}
             differences = [list(np.subtract(found[name], without[name])) for name in signals]
-            rows.append([arm, *map(interval, found.values()), *map(interval, differences)])
-        header = ["arm", *(SHOWN[name] for name in signals), *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
+            rows.append([arm, interval(found["round"]), *map(interval, differences)])
+        header = ["arm", "in round", *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
         text += table(f"Where the trait first reaches {level:.2f} nats:", header, rows)
     rows = [
-        [arm, interval([np.mean([r["training"]["kl/gate_open"] for r in of_seed[seed][1:]]) for seed in seeds])]
+        [
+            arm,
+            interval([of_seed[seed][1]["training"]["kl/gate_open"] for seed in seeds]),
+            interval([np.mean([r["training"]["kl/gate_open"] for r in of_seed[seed][1:]]) for seed in seeds]),
+        ]
         for arm, of_seed in runs.items()
         if arm != "none"
     ]
-    text += table(
-        f"Share of sequences whose gate was open (tau: {open_share:.0%} of them):", ["arm", "all rounds"], rows
-    )
+    title = f"Share of sequences whose gate was open (calibrated, without a barrier: {open_share:.0%}):"
+    text += table(title, ["arm", "round 1", "all rounds"], rows)
     stops = [
         f"- {arm}, seed {seed}: {records[-1]['stop_reason']}"
         for arm, of_seed in runs.items()
@@ -242,7 +253,7 @@ def main() -> None:
             runs.setdefault(arm, {})[seed] = records
 
     # 4. Report
-    if "none" in runs:
+    if set(runs) == set(ARMS):
         text = report(runs, taus, script.open_share)
         (folder / "comparison.md").write_text(text, "utf-8")
         picture(folder / "comparison.png", runs)
