@@ -37,7 +37,7 @@ from alignkit.kl_barrier.faults import check_finite
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
-from alignkit.kl_barrier.training_metrics import AfterStep, StepMonitor, pressure
+from alignkit.kl_barrier.training_metrics import StepCallback, StepMonitor, pressure
 from alignkit.kl_barrier.window import RandomState, StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
@@ -115,7 +115,6 @@ class KLBarrierTrainer(SFTTrainer):
         self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
-        self._monitor = StepMonitor(self.accelerator, self._dual)
         # Of a sharded model no rank has the gradients; a compiled or offloaded graph has one backward only.
         self._has_pressure = not (
             self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile or args.activation_offloading
@@ -125,7 +124,8 @@ class KLBarrierTrainer(SFTTrainer):
         self._batches: list[dict[str, Any]] = []
         self._window: StepWindow | None = None
         self._micro_batch = 0
-        self.add_callback(AfterStep(self.after_step))
+        self.begin_monitoring()
+        self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
 
     def _prepare_ref_model(self) -> None:
         ref_model = self.reference.ref_model
@@ -288,6 +288,10 @@ class KLBarrierTrainer(SFTTrainer):
         every = self.args.pressure_steps
         if self._has_pressure and every > 0 and micro_batch == 0 and self.state.global_step % every == 0:
             self._monitor.metrics.add_pressure(pressure(term, nll, self.model.parameters()))
+
+    def begin_monitoring(self) -> None:
+        """Forget what a training that was broken off has left of its last step and of its log."""
+        self._monitor = StepMonitor(self.accelerator, self._dual)
 
     def after_step(self) -> None:
         """What follows every optimiser step: a moving reference, and the dual weight or the watch on the gate."""
