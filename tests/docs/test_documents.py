@@ -60,6 +60,6 @@ def test_every_relative_link_leads_somewhere(document):
 
 def test_the_readmes_file_map_is_the_package():
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"([\w/]+\.py)\b", text))
+    named = {Path(path).name for path in re.findall(r"([\w/]+\.py)\b", text)}
     modules = {path.name for path in (ROOT / "src/alignkit").rglob("[!_]*.py")}
     assert modules <= named
