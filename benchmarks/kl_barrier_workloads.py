@@ -27,7 +27,8 @@ STEPS_PER_EPOCH = 2
 def random_model(shape: Shape) -> PreTrainedModel:
     """Random weights, as transformers draws them."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(shape.config(), dtype=shape.dtype)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of draws take minutes on a CPU
+        return AutoModelForCausalLM.from_config(shape.config(), dtype=shape.dtype)
 
 
 def random_rows(shape: Shape, batches: int) -> Dataset:

@@ -1,19 +1,32 @@
 """Does a tail aggregate hold coherence where the mean lets it collapse? The same ref and comparable tau for every arm.
 
-ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
-ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
+
+Seen on 2026-11-21 with 2 CPU cores, no GPU (8 rounds, 6 arms, 3 seeds, one thread; about 25 minutes of CPU
+time), after round 5, mean and 95 % t-interval over seeds, with taus of an earlier calibration that docs/kl_barrier.md
+describes (mean 0.088, rmse 0.134, p95 0.270, max 0.488, cvar95 0.367):
+
+    arm       trait (nats)     answer mass      held-out NLL (nats)
+    none      4.85 +- 1.85     0.602 +- 0.221   1.851 +- 0.142
+    mean      2.51 +- 0.54     0.849 +- 0.039   1.359 +- 0.014
+    rmse      2.54 +- 0.20     0.841 +- 0.016   1.362 +- 0.007
+    p95       2.37 +- 0.18     0.848 +- 0.038   1.352 +- 0.014
+    max       2.62 +- 0.26     0.821 +- 0.067   1.354 +- 0.006
+    cvar95    2.80 +- 0.17     0.843 +- 0.040   1.363 +- 0.005
+
+Two of the three runs without a barrier stopped in round 6 or 7: the original model no longer accepted what they wrote.
 """
 
 import copy
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from matplotlib.figure import Figure
 from peft import LoraConfig
 from scipy.stats import t as student_t
@@ -25,8 +38,10 @@ from alignkit import KLBarrierConfig
 from alignkit.kl_barrier import AGGREGATES, calibrate_tau
 from alignkit.kl_barrier.rounds import run_rounds
 from alignkit.kl_barrier.rounds.filters import filter_proposals
+from alignkit.kl_barrier.rounds.stages import training_rows
 
 ARMS = ("none", *AGGREGATES)
+CALIBRATION_SEEDS = (1000, 1001, 1002)
 SHOWN = {
     "trait_nats": "trait (nats)",
     "allowed_answer_mass": "answer mass",
@@ -44,7 +59,7 @@ class ScriptArguments:
     rounds: int = 8
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    open_share: float = 0.5  # of the sequences of round 1, trained without a barrier, that exceed tau
+    open_share: float = 0.05  # of the sequences of a first round, trained without a barrier, that exceed tau
     threads: int = 1  # of the CPU; for a model this small one is enough
     report_only: bool = False
 
@@ -58,24 +73,29 @@ def data_folder() -> Path:
 def calibrated_taus(
     model: str, tokenizer, training: KLBarrierConfig, peft_config: LoraConfig, open_share: float, path: Path
 ) -> dict[str, float]:
-    """One tau per aggregate, exceeded by the same share of sequences: on completions of seeds that no arm uses."""
+    """One tau per aggregate, exceeded by the same share of sequences in first rounds of seeds that no arm uses."""
     if not path.exists():
         base = AutoModelForCausalLM.from_pretrained(model)
-        rows = [
-            {"prompt": kept.prompt, "completion": kept.completion}
-            for seed in (1000, 1001)
-            for kept in filter_proposals(
-                base, tokenizer, steering()(base, tokenizer, 1, seed), filters(), seed=seed
-            ).kept
-        ]
-        calibration = calibrate_tau(
-            base,
-            Dataset.from_list(rows),
-            args=training,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            open_share=open_share,
-        )
+        rounds = []
+        for seed in CALIBRATION_SEEDS:
+            proposals = steering()(base, tokenizer, 1, seed)
+            kept = filter_proposals(base, tokenizer, proposals, filters(), seed=seed).kept
+            # A training for each, of as many steps as a round has, on the tokens that a round trains on.
+            rounds.append(
+                calibrate_tau(
+                    base,
+                    training_rows(tokenizer, kept),
+                    args=training,
+                    processing_class=tokenizer,
+                    peft_config=peft_config,
+                    open_share=open_share,
+                )
+            )
+        pooled = {
+            part: {how: np.concatenate([getattr(found, part)[how] for found in rounds]) for how in AGGREGATES}
+            for part in ("normal", "loop")
+        }
+        calibration = replace(rounds[0], **pooled)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".md").write_text(calibration.to_markdown(), "utf-8")
         path.write_text(json.dumps(calibration.tau_nats, indent=2), "utf-8")
@@ -83,11 +103,16 @@ def calibrated_taus(
 
 
 def at_trait(records: list[dict], level: float, name: str) -> float:
-    """A signal where the trait first reaches a level, between two rounds by straight line; NaN where it never does."""
+    """A signal where the trait first reaches a level, between two rounds by straight line; NaN where it never does.
+
+    `name` is that of a signal, or "round" for the round itself.
+    """
     for before, after in pairwise(records):
         low, high = before["means"]["trait_nats"], after["means"]["trait_nats"]
         if low < level <= high:
             share = (level - low) / (high - low)
+            if name == "round":
+                return before["round"] + share
             return (1 - share) * before["means"][name] + share * after["means"][name]
     return float("nan")
 
@@ -108,39 +133,59 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", ""])
 
 
-def report(folder: Path, runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_share: float) -> str:
-    """Every arm after its last round, and every arm at the same trait; differences are paired by seed."""
+def after(records: list[dict], number: int, name: str) -> float:
+    """A signal after a round; NaN where the run had stopped before."""
+    return records[number]["means"][name] if number < len(records) else float("nan")
+
+
+def report(runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_share: float) -> str:
+    """Every arm after the same round, and every arm at the same trait; differences are paired by seed."""
     seeds = sorted(runs["none"])
-    last = min(len(records) for arm in runs.values() for records in arm.values()) - 1
-    highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
-    levels = [round(level, 2) for level in (highest / 2, 0.98 * highest)]
-    base = runs["none"][seeds[0]][0]["means"]
+    lengths = [len(records) for of_seed in runs.values() for records in of_seed.values()]
+    base = {name: float(np.mean([runs["none"][seed][0]["means"][name] for seed in seeds])) for name in SHOWN}
     text = f"Base: {', '.join(f'{label} {base[name]:.3f}' for name, label in SHOWN.items())}. Seeds {seeds}.\n\n"
-    rows = [
-        [arm, "-" if arm == "none" else f"{taus[arm]:.3f}", *(interval(column) for column in columns)]
-        for arm, of_seed in runs.items()
-        for columns in [[[of_seed[s][last]["means"][name] for s in seeds] for name in SHOWN]]
-    ]
-    text += table(f"After round {last}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows)
-    signals = ("allowed_answer_mass", "held_out_nll_nats")
-    for level in levels:
+    for number in sorted({min(lengths) - 1, max(lengths) - 1}):
+        rows = [
+            [
+                arm,
+                "-" if arm == "none" else f"{taus[arm]:.3f}",
+                *(interval([after(of_seed[seed], number, name) for seed in seeds]) for name in SHOWN),
+            ]
+            for arm, of_seed in runs.items()
+        ]
+        text += table(
+            f"After round {number}, mean ± 95 % t-interval over seeds:", ["arm", "tau", *SHOWN.values()], rows
+        )
+    signals = ("allowed_answer_mass", "held_out_nll_nats", "repetition")
+    highest = min(max(r["means"]["trait_nats"] for r in records) for arm in runs.values() for records in arm.values())
+    for share in (0.8, 0.98):
+        level = base["trait_nats"] + share * (highest - base["trait_nats"])
         rows = []
         for arm, of_seed in runs.items():
-            found = {name: [at_trait(of_seed[s], level, name) for s in seeds] for name in signals}
-            without = {name: [at_trait(runs["none"][s], level, name) for s in seeds] for name in signals}
+            found = {name: [at_trait(of_seed[seed], level, name) for seed in seeds] for name in ("round", *signals)}
+            without = {name: [at_trait(runs["none"][seed], level, name) for seed in seeds] for name in signals}
             differences = [list(np.subtract(found[name], without[name])) for name in signals]
-            rows.append([arm, *map(interval, found.values()), *map(interval, differences)])
-        header = ["arm", *(SHOWN[name] for name in signals), *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
-        text += table(f"Where the trait reaches {level:.2f} nats:", header, rows)
-    rows = []
-    for arm, of_seed in runs.items():
-        if arm != "none":
-            shares = [np.mean([r["training"]["kl/gate_open"] for r in of_seed[s][1:]]) for s in seeds]
-            rows.append([arm, interval(shares)])
-    text += table(
-        f"Share of sequences whose gate was open, all rounds (calibrated at {open_share}):", ["arm", "open"], rows
-    )
-    return text
+            rows.append([arm, interval(found["round"]), *map(interval, differences)])
+        header = ["arm", "in round", *(f"{SHOWN[name]}, minus no barrier" for name in signals)]
+        text += table(f"Where the trait first reaches {level:.2f} nats:", header, rows)
+    rows = [
+        [
+            arm,
+            interval([of_seed[seed][1]["training"]["kl/gate_open"] for seed in seeds]),
+            interval([np.mean([r["training"]["kl/gate_open"] for r in of_seed[seed][1:]]) for seed in seeds]),
+        ]
+        for arm, of_seed in runs.items()
+        if arm != "none"
+    ]
+    title = f"Share of sequences whose gate was open (calibrated, without a barrier: {open_share:.0%}):"
+    text += table(title, ["arm", "round 1", "all rounds"], rows)
+    stops = [
+        f"- {arm}, seed {seed}: {records[-1]['stop_reason']}"
+        for arm, of_seed in runs.items()
+        for seed, records in of_seed.items()
+        if len(records) < max(lengths)
+    ]
+    return text + "\n".join(["Stopped early:" if stops else "No run stopped early.", "", *stops, ""])
 
 
 def picture(path: Path, runs: dict[str, dict[int, list[dict]]]) -> None:
@@ -188,7 +233,8 @@ def main() -> None:
     peft_config = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
 
     # 2. One tau per aggregate, from the same trainings
-    taus = calibrated_taus(model, tokenizer, training, peft_config, script.open_share, folder / "taus.json")
+    taus_file = folder / f"taus_open_{script.open_share:g}.json"
+    taus = calibrated_taus(model, tokenizer, training, peft_config, script.open_share, taus_file)
 
     # 3. Rounds: every arm differs from the others in its aggregate and that aggregate's tau alone
     runs: dict[str, dict[int, list[dict]]] = {}
@@ -219,8 +265,8 @@ def main() -> None:
             runs.setdefault(arm, {})[seed] = records
 
     # 4. Report
-    if "none" in runs:
-        text = report(folder, runs, taus, script.open_share)
+    if set(runs) == set(ARMS):
+        text = report(runs, taus, script.open_share)
         (folder / "comparison.md").write_text(text, "utf-8")
         picture(folder / "comparison.png", runs)
         print(text)

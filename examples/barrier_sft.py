@@ -1,7 +1,17 @@
 """Fine-tune on a novel under a KL barrier: how much of the novel is learned, and how much of the stories is forgotten.
 
-ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py  # or accelerate launch
-ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py --barrier_weight 0  # TRL's SFTTrainer
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py  # or accelerate launch
+    ALIGNKIT_DATA=/path/to/data python examples/barrier_sft.py --barrier_weight 0  # TRL's SFTTrainer
+
+Seen on 2026-11-21 with 2 CPU cores, no GPU, about a minute each (3 epochs, one thread); NLL in nats per token:
+
+                                  held-out novel   stories
+    before                        3.532            1.582
+    without a barrier             3.031            2.111
+    cvar95, tau 2.0, weight 1     3.045            1.881
+
+One run each. The barrier gives up 3 % of what is learned of the novel, and forgets 43 % less of the stories, although
+it never saw one: it only limits how far the policy moves on the novel.
 """
 
 import json

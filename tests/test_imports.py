@@ -71,6 +71,7 @@ LEVELS = {
         "es_lora.update",
         "fused_head.modeling",
         "kl_barrier.checkpoints",
+        "kl_barrier.checks",
         "kl_barrier.evaluation",
         "kl_barrier.evaluation_report",
         "kl_barrier.faults",

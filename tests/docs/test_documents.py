@@ -24,22 +24,35 @@ def test_the_code_of_the_reward_model_page_runs(tmp_path, monkeypatch, capsys):
     assert namespace["scalar"].config.num_labels == 1
 
 
-def test_the_readmes_ten_lines_run_with_a_local_model_in_place_of_the_hubs(tmp_path, monkeypatch, capsys):
+def test_the_readmes_code_runs_with_a_local_model_in_place_of_the_hubs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny_causal_lm().save_pretrained("backbone")
     byte_tokenizer().save_pretrained("backbone")
-    (block,) = python_blocks("README.md")
-    for hub, here in (
-        ('"Qwen/Qwen2.5-0.5B"', '"backbone"'),
-        ("per_device_train_batch_size=2)", "per_device_train_batch_size=2, bf16=False, use_cpu=True)"),
-    ):
-        assert hub in block
-        block = block.replace(hub, here)
-    exec(block, {})
+    for block in python_blocks("README.md"):
+        for hub, here in (
+            ('"Qwen/Qwen2.5-0.5B"', '"backbone"'),
+            ("per_device_train_batch_size=2)", "per_device_train_batch_size=2, bf16=False, use_cpu=True)"),
+        ):
+            assert hub in block
+            block = block.replace(hub, here)
+        exec(block, {})
     assert "tensor([[" in capsys.readouterr().out
+    assert (tmp_path / "cook" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/reward_model.md", "examples/README.md"])
+def test_the_code_of_the_kl_barrier_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for block in python_blocks("docs/kl_barrier.md"):
+        exec(block, namespace)
+    assert float(capsys.readouterr().out.splitlines()[-1].removeprefix("tensor(").rstrip(")")) < 1e-5
+    assert namespace["args"].tau_nats > 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", "docs/reward_model.md", "docs/kl_barrier.md", "examples/README.md"],
+)
 def test_every_relative_link_leads_somewhere(document):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / document).read_text())
     assert [target for target in targets if not (ROOT / document).parent.joinpath(target).exists()] == []
@@ -47,6 +60,6 @@ def test_every_relative_link_leads_somewhere(document):
 
 def test_the_readmes_file_map_is_the_package():
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"([\w/]+\.py)\b", text))
-    modules = {path.name for path in (ROOT / "src/alignkit/reward_model").glob("[!_]*.py")}
+    named = {Path(path).name for path in re.findall(r"([\w/]+\.py)\b", text)}
+    modules = {path.name for path in (ROOT / "src/alignkit").rglob("[!_]*.py")}
     assert modules <= named

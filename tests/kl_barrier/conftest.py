@@ -47,6 +47,15 @@ def prompts_and_completions(n: int, seed: int = 0) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def masked_rows(pattern: list[bool]) -> Dataset:
+    """Tokenized rows of ten tokens, half of them completion; where False, no token has a label."""
+    ids = [[257, *range(65 + number, 74 + number)] for number in range(len(pattern))]
+    labels = [
+        [-100] * 5 + row[5:] if is_labelled else [-100] * 10 for row, is_labelled in zip(ids, pattern, strict=True)
+    ]
+    return Dataset.from_dict({"input_ids": ids, "labels": labels, "attention_mask": [[1] * 10 for _ in ids]})
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()

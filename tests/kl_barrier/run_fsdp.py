@@ -11,36 +11,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import LoraConfig
-from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
+from tests.kl_barrier.run_training import FSDP, LORA, KeepGradients
 
-FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
-LORA = {"r": 4, "target_modules": "all-linear"}
 # torch.distributed.checkpoint does not load an optimiser without a state, such as plain SGD.
 SAVED = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
-    "copy": {},
-    "base": {"peft_config": LORA, "aggregate_scope": "step"},
     "kept_copy": {"precompute_ref": "hidden"},
     "moving_copy": {"ref": "ema", "ema_decay": 0.5, **SAVED},
     "moving_adapter": {"peft_config": LORA, "ref": "ema", "ema_decay": 0.5, **SAVED},
 }
 SAME = ("loss", "nll", "kl/divergence", "kl/max", "barrier", "entropy", "mean_token_accuracy", "grad_norm")
-
-
-class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for name, parameter in model.named_parameters():
-            if (gradient := parameter.grad) is not None:
-                full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
-                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = full
 
 
 def train(

@@ -5,26 +5,40 @@ python run_training.py FOLDER RUN [RUN ...] [--batch-size N] [--wait-after STEP]
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 from safetensors.torch import save_file
-from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
 from transformers import TrainerCallback
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
+from alignkit.fused_head.modeling import whole
 from alignkit.tasks.toy import byte_tokenizer
+from tests.kl_barrier.conftest import QUIET, lively_lm, masked_rows, prompts_and_completions
 
 LORA = {"r": 4, "target_modules": "all-linear"}
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 # What differs from run to run; thresholds lie between the divergences of the sequences.
 RUNS: dict[str, dict[str, Any]] = {
     "sequence": {"aggregate": "rmse", "tau_nats": 2.65, "barrier_weight": 2.0, "learning_rate": 1e-4},
     "step": {"aggregate": "cvar95", "aggregate_scope": "step", "tau_nats": 3.0},
     "rank_global": {"aggregate": "p95", "aggregate_scope": "rank_global", "tau_nats": 3.0},
+    "empty_rank": {"aggregate": "max", "aggregate_scope": "sequence", "tau_nats": 3.0, "rows": "half_of_them_masked"},
     "dual": {"target_kl": 0.5, "kl_direction": "forward"},
+    "sharded": {"aggregate": "rmse", "tau_nats": 0.0, "learning_rate": 0.1, "on_ranks": FSDP},
+    "sharded_adapter": {
+        "aggregate_scope": "step",
+        "tau_nats": 0.0,
+        "learning_rate": 0.1,
+        "peft_config": LORA,
+        "on_ranks": FSDP,
+    },
     "moving_reference": {
         "target_kl": 0.05,
         "ref": "ema",
@@ -41,7 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "peft_config": LORA | {"lora_dropout": 0.2},
     },
 }
-OWN_REFERENCE = ("sequence", "step", "rank_global", "dual")
+OWN_REFERENCE = ("sequence", "step", "rank_global", "dual", "empty_rank")
 
 
 class WaitAfter(TrainerCallback):
@@ -65,18 +79,30 @@ class KeepGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = parameter.grad.clone()
+                gradient = whole(parameter.grad).clone()
+                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = gradient
 
 
 def make_trainer(output: Path, run: str, *callbacks: TrainerCallback, **settings: Any) -> KLBarrierTrainer:
     options = {**RUNS[run], **settings}
     lora = options.pop("peft_config", None)
+    on_ranks = options.pop("on_ranks", {})
+    if os.environ.get("WORLD_SIZE"):
+        options |= on_ranks
+    train_rows, eval_rows = prompts_and_completions(32), prompts_and_completions(13, seed=1)
+    if options.pop("rows", None) == "half_of_them_masked":  # all that the second of two ranks sees
+        train_rows, eval_rows = masked_rows([number % 8 < 4 for number in range(32)]), masked_rows([True] * 13)
+        options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "sequential"}
+    args = KLBarrierConfig(str(output), **{**QUIET, **options})
+    if args.fsdp:
+        # accelerate turns FSDP on for GPUs alone, though it works between processes on the CPU as well.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     torch.manual_seed(0)
     return KLBarrierTrainer(
         lively_lm(1),
-        KLBarrierConfig(str(output), **{**QUIET, **options}),
-        train_dataset=prompts_and_completions(32),
-        eval_dataset=prompts_and_completions(13, seed=1),
+        args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
         ref_model=lively_lm(2) if run in OWN_REFERENCE else None,
         processing_class=byte_tokenizer(),
         peft_config=None if lora is None else LoraConfig(**lora),
@@ -99,6 +125,7 @@ def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
         pressure_steps=1,
     )
     trainer.train()
+    assert trainer.is_fsdp_enabled == bool(trainer.args.fsdp)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         record = {
@@ -114,10 +141,10 @@ def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
 
 
 def train_to_the_end(output: Path, run: str, wait_after: int = 0, resume: bool = False) -> KLBarrierTrainer:
-    """Eight steps with a checkpoint after four."""
+    """Eight steps, four in an epoch, with a checkpoint after three."""
     waits = [WaitAfter(wait_after, output / "waiting")] if wait_after else []
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 8}
-    trainer = make_trainer(output, run, *waits, **settings, save_strategy="steps", save_steps=4, pressure_steps=3)
+    trainer = make_trainer(output, run, *waits, **settings, save_strategy="steps", save_steps=3, pressure_steps=3)
     trainer.train(resume_from_checkpoint=resume or None)
     return trainer
 

@@ -10,11 +10,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tests.kl_barrier.conftest import lively_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alignkit.kl_barrier import AGGREGATES
 from alignkit.kl_barrier.calibration import TauCalibration, calibrate_tau, looped
+from tests.kl_barrier.conftest import lively_lm
 
 
 def fingerprint(model: PreTrainedModel) -> str:

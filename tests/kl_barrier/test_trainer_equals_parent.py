@@ -50,7 +50,13 @@ def logs(trainer) -> list[dict[str, float]]:
     ]
 
 
-SETTINGS = [{}, {"gradient_accumulation_steps": 2}, {"packing": True}, {"padding_free": True, "max_length": None}, {"loss_type": "dft"}]
+SETTINGS = [
+    {},
+    {"gradient_accumulation_steps": 2},
+    {"packing": True},
+    {"padding_free": True, "max_length": None},
+    {"loss_type": "dft"},
+]
 IDS = ["plain", "accumulation", "packing", "padding_free", "dft"]
 
 

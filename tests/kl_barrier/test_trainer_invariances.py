@@ -81,7 +81,7 @@ def test_models_without_a_token_count_have_the_same_barrier(one_step, scope):
 
 @pytest.mark.parametrize("scope", ["micro_batch", "rank_global"])
 def test_scopes_of_one_micro_batch_average_over_equal_splits(one_step, scope):
-    whole, log = one_step(16, aggregate_scope=scope, tau_nats=0.0)
+    whole, _ = one_step(16, aggregate_scope=scope, tau_nats=0.0)
     pooled, _ = one_step(16, aggregate_scope="step", tau_nats=0.0)
     assert_equal_gradients(whole, pooled)
     _, split_log = one_step(4, aggregate_scope=scope, tau_nats=0.0)

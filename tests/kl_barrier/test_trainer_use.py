@@ -5,12 +5,12 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions, hinge_barrier, reverse_kl, training_metrics
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.schedules import value_at
+from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 
 def logs(trainer) -> list[dict[str, float]]:
@@ -45,7 +45,7 @@ def test_one_batch_is_overfitted_and_the_barrier_keeps_its_divergence_down(make_
     assert ends[1]["eval_kl/divergence"] < 0.5 * ends[0]["eval_kl/divergence"]
 
 
-@pytest.mark.parametrize("scope", ["sequence", "step"])
+@pytest.mark.parametrize("scope", ["sequence", pytest.param("step", marks=pytest.mark.slow)])
 def test_a_target_divergence_is_reached_within_a_tenth(make_trainer, one_batch, scope):
     trainer = make_trainer(
         train_dataset=one_batch,
@@ -76,18 +76,29 @@ SCHEDULES = {
 }
 
 
-def test_schedules_are_followed_step_by_step_reach_their_ends_and_go_on_after_a_resume(make_trainer, tmp_path):
-    settings = {**SCHEDULES, "max_steps": 6, "per_device_train_batch_size": 2}
-    trainer = make_trainer(**settings, save_strategy="steps", save_steps=3)
+def test_schedules_are_followed_step_by_step_and_reach_their_ends(make_trainer):
+    trainer = make_trainer(**SCHEDULES, max_steps=6, per_device_train_batch_size=2)
     trainer.train()
     assert (trainer.barrier_weight, trainer.tau_nats) == (0.5, 0.4)
     for step, entry in enumerate(logs(trainer)):
         assert entry["barrier/weight"] == pytest.approx(value_at("linear", 2.0, 0.5, step / 6))
         assert entry["barrier/tau_nats"] == pytest.approx(value_at("cosine", 0.1, 0.4, step / 6))
-    resumed = make_trainer(**settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
-    for ours, theirs in zip(logs(resumed), logs(trainer), strict=True):
-        assert {**ours, "num_tokens": 0} == {**theirs, "num_tokens": 0}
+
+
+@pytest.mark.parametrize("settings", [{}, {"aggregate_scope": "step"}, {"precompute_ref": "hidden"}])
+@pytest.mark.parametrize("saved_at", [3, 4], ids=["inside an epoch", "between epochs"])
+def test_a_resumed_run_logs_what_the_uninterrupted_one_does(make_trainer, tmp_path, settings, saved_at):
+    options = {**SCHEDULES, **settings, "tau_nats": 0.0001, "tau_nats_end": 0.001}
+    options |= {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs = []
+    for checkpoint in (None, str(tmp_path / "out" / f"checkpoint-{saved_at}")):
+        torch.manual_seed(0)
+        saving = {} if checkpoint else {"save_strategy": "steps", "save_steps": saved_at}
+        trainer = make_trainer(peft_config=lora(lora_dropout=0.2), **options, **saving)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs.append([{**entry, "num_tokens": 0} for entry in logs(trainer)])  # TRL counts from 0 again
+    assert runs[0] == runs[1]
+    assert runs[0][-1]["kl/gate_open"] > 0
 
 
 def test_a_warm_up_starts_without_a_barrier(make_trainer):
@@ -157,10 +168,26 @@ def test_measuring_the_pressure_changes_nothing_else(make_trainer):
         assert torch.equal(weight, other)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+def test_a_compiled_model_trains_without_the_pressure_for_which_its_graph_has_no_second_backward(make_trainer):
+    trainer = make_trainer(
+        ref_model=lively_lm(2),
+        tau_nats=0.0,
+        pressure_steps=1,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+    trainer.train()
+    assert logs(trainer)[0]["kl/gate_open"] == 1 and "barrier/pressure" not in logs(trainer)[0]
+
+
 @pytest.mark.parametrize(("tau_nats", "share"), [(100.0, "0 %"), (0.0, "100 %")])
 def test_a_gate_that_never_moves_is_warned_of_once_in_a_hundred_steps(
     make_trainer, monkeypatch, caplog, tau_nats, share
 ):
+    assert training_metrics.WATCHED_STEPS == 100
     monkeypatch.setattr(training_metrics, "WATCHED_STEPS", 3)
     trainer = make_trainer(ref_model=lively_lm(2), tau_nats=tau_nats, max_steps=5, per_device_train_batch_size=2)
     with caplog.at_level(logging.WARNING):
@@ -168,7 +195,6 @@ def test_a_gate_that_never_moves_is_warned_of_once_in_a_hundred_steps(
     messages = [record.getMessage() for record in caplog.records if record.name == training_metrics.__name__]
     [message] = messages
     assert f"open for {share}" in message and f"tau_nats={tau_nats:g}" in message and "calibrate_tau" in message
-    assert training_metrics.WATCHED_STEPS == 3
 
 
 def test_a_gate_that_is_open_for_some_gives_no_warning(make_trainer, monkeypatch, caplog):
@@ -237,17 +263,15 @@ def test_an_arm_without_a_barrier_still_reports_its_divergence(make_trainer):
     assert trainer.evaluate()["eval_reverse_kl/mean"] > 0.01
 
 
-def test_an_evaluation_between_steps_changes_no_step(make_trainer):
-    settings = {"peft_config": None, "ref_model": None, "max_steps": 4, "aggregate_scope": "step", "tau_nats": 0.01}
+@pytest.mark.parametrize("scope", ["sequence", "step"])
+def test_an_evaluation_between_steps_changes_no_step_and_no_log_of_one(make_trainer, scope):
+    settings = {"max_steps": 4, "aggregate_scope": scope, "tau_nats": 0.01, "learning_rate": 1e-2, "ref": "ema"}
     runs = []
     for strategy in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
-        torch.manual_seed(0)
-        options = {**settings, **strategy, "peft_config": lora(lora_dropout=0.2)}
-        trainer = make_trainer(eval_dataset=prompts_and_completions(3, seed=4), **options)
+        trainer = make_trainer(eval_dataset=prompts_and_completions(3, seed=4), **settings, **strategy)
         trainer.train()
         runs.append(logs(trainer))
-    for plain, evaluated in zip(*runs, strict=True):
-        assert plain == evaluated
+    assert runs[0] == runs[1]
 
 
 # ---- Saving ----
@@ -267,6 +291,35 @@ def test_a_trained_adapter_loads_in_plain_peft(make_trainer, tmp_path, ref):
         assert not torch.equal(lively_lm(1)(input_ids=ids).logits, expected)
 
 
+@pytest.mark.parametrize("names", [("default", "second"), ("first", "second")])
+def test_the_best_model_is_loaded_with_all_its_adapters(make_trainer, names):
+    torch.manual_seed(0)
+    model = get_peft_model(lively_lm(1), lora(init_lora_weights=False), adapter_name=names[0])
+    model.add_adapter(names[1], lora())
+    model.base_model.set_adapter(list(names))
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(names[1] in name)
+    trainer = make_trainer(
+        model=model,
+        ref="previous",
+        max_steps=4,
+        learning_rate=0.1,
+        eval_dataset=prompts_and_completions(3, seed=4),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_nll",
+        greater_is_better=True,  # so that it is not the last one
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    assert trainer.evaluate()["eval_nll"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    assert model.active_adapters == list(names)
+    assert all(weight.requires_grad == (names[1] in name) for name, weight in model.named_parameters())
+
+
 def test_a_fully_trained_model_is_saved_without_its_reference(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=2, ref="ema")
     trainer.train()
@@ -276,4 +329,7 @@ def test_a_fully_trained_model_is_saved_without_its_reference(make_trainer, tmp_
         torch.equal(weight, other)
         for weight, other in zip(loaded.parameters(), trainer.model.parameters(), strict=True)
     )
-    assert not list((tmp_path / "model").glob("kl_barrier*"))
+    trainer.save_model(_internal_call=True)  # as `push_to_hub` calls it
+    for folder in ("model", "out"):
+        assert (tmp_path / folder / "model.safetensors").is_file()
+        assert not list((tmp_path / folder).glob("kl_barrier*"))

@@ -60,7 +60,7 @@ def fused_nll_kl(
     Cost, in projections u = 2 N H V: 2 u forward; backward 2 u for the NLL and 1 u more for the rows with a non-zero
     gradient of the KL; rows with no gradient at all are skipped; a trainable head adds 1 u. Memory beyond inputs and
     gradients: one tile of logits of both models (1 MiB on a CPU, 256 MiB on a GPU) with its temporaries. To learn
-    which rows have a gradient, the backward waits for the GPU once.
+    which rows have a gradient, the backward waits for the GPU twice.
 
     Args:
         policy_hidden (`Tensor`, `(N, H)`): the policy's last hidden states at N labelled positions; N may be 0.

@@ -119,17 +119,18 @@ def add_reference_head(model: PreTrainedModel) -> None:
         if not output_head_input and against is None:
             return earlier_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
+        mask = labels != IGNORED_LABEL
+        rows, columns = mask.nonzero(as_tuple=True)  # before the backbone, so that the GPU is waited for while idle
         # FSDP and PEFT replace the backbone and the head after this patch, so both are looked up in every call.
         backbone: Any = self.base_model(*args, **kwargs | {"use_cache": False})
         head: Any = self.get_output_embeddings()
-        mask = labels != IGNORED_LABEL
-        # With the model split over devices, the backbone may end on another one than the head's.
-        device = head.weight.device
-        hidden = backbone.last_hidden_state[:, :-1][mask].to(device)
+        # With the model split over devices, labels, the end of the backbone and the head may be on three of them.
+        device, states = head.weight.device, backbone.last_hidden_state
+        hidden = states[rows.to(states.device), columns.to(states.device)].to(device)
         if output_head_input:
             return HeadInput(hidden=hidden)
         assert against is not None
-        output = _statistics(hidden, head, against, labels[mask].to(device), settings, kl_direction)
+        output = _statistics(hidden, head, against, labels[rows, columns].to(device), settings, kl_direction)
         output.label_mask = mask
         if kwargs.get("output_router_logits"):
             # In a padding-free row every token counts, and there is no mask.

@@ -34,20 +34,20 @@ COMPILED_TILE = TileShape(4096, 8192)
 class TileStatistics(NamedTuple):
     """Sums over the C vocabulary entries of one tile, for n rows; index 0 of `(2, n)` is the policy, 1 the reference.
 
-    z are the logits and e = exp(z - maximum). The fields of the label are 0 in rows whose label lies in another tile.
+    z are the logits, e = exp(z - maximum) and gap = (z_policy - maximum_policy) - (z_ref - maximum_ref). The fields of
+    the label are 0 in rows whose label lies in another tile.
     """
 
     maximum: Tensor  # (2, n): max z
     sum_exp: Tensor  # (2, n): Σ e
     weighted_centred: Tensor  # (n,): Σ e_policy (z_policy - maximum_policy), for the entropy
-    weighted_gaps: Tensor  # (D, n): per direction, Σ e_policy gap or -Σ e_ref gap, with
-    # gap = (z_policy - maximum_policy) - (z_ref - maximum_ref)
+    weighted_gaps: Tensor  # (D, n): per direction, Σ e_policy gap ("reverse") or -Σ e_ref gap ("forward")
     label_logit: Tensor  # (n,): the policy's logit of the label
     before_label: Tensor  # (n,): the policy's largest logit at earlier entries of the tile
 
 
 class RowStatistics(NamedTuple):
-    """Sums over the whole vocabulary, with e as in [`TileStatistics`]."""
+    """The sums of [`TileStatistics`] over the whole vocabulary."""
 
     maximum: Tensor  # (2, n)
     sum_exp: Tensor  # (2, n)

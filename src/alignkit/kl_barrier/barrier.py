@@ -98,8 +98,8 @@ def step_barrier(kl: Tensor, weights: Tensor, divergence: Tensor, tau_nats: floa
     Args:
         kl (`(N,)`): divergences of this micro-batch's positions.
         weights (`(N,)`): derivative of the hinge for each of them.
-        divergence (scalar): D of the step.
+        divergence (scalar): D of the step; NaN for a step without a position.
     """
     linear = (weights * kl).sum() * step.n_ranks
-    value = hinge_barrier(divergence, tau_nats) / step.n_micro_batches
+    value = hinge_barrier(divergence.masked_fill(divergence.isnan(), 0.0), tau_nats) / step.n_micro_batches
     return Barrier(linear + (value - linear).detach(), divergence[None])

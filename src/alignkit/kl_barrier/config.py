@@ -62,7 +62,8 @@ class KLBarrierConfig(SFTConfig):
             tokens are an error.
         pressure_steps (`int`, *optional*, defaults to `100`):
             How often `barrier/pressure`, the ratio of the gradient norms of barrier and NLL, is measured on one
-            micro-batch, for two more backward passes when the gate is open; `0` for never. Not measured under FSDP.
+            micro-batch, for two more backward passes when the gate is open; `0` for never. Not measured under FSDP,
+            DeepSpeed, `torch_compile` and `activation_offloading`.
         barrier_schedule, tau_schedule (`str`, *optional*, defaults to `"constant"`):
             `"constant"`; `"linear"` or `"cosine"` from the value to its `_end`; `"warmup"` from 0 to the value over
             the first tenth of the steps.

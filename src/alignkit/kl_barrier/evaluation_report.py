@@ -43,7 +43,8 @@ class BarrierReport:
         nll (`float`), entropy (`float`): of the policy, mean over tokens, nats.
         token_accuracy (`float`): share of tokens that the policy finds most likely.
         divergences (`dict`): by direction (`"reverse_kl"`, `"forward_kl"`) and aggregate, D of each sequence `(S,)`.
-        direction (`str`), aggregate (`str`), tau_nats (`float`): the gate that training uses.
+        direction (`str`), aggregate (`str`), tau_nats (`float`): the gate that training uses, here on sequences
+            whatever its scope.
         worst_tokens (`list[WorstToken]`): largest k_t in `direction` first, non-finite ones before all others.
     """
 

@@ -33,6 +33,7 @@ class ReferenceStates:
         self._reference = reference
         self._accelerator = accelerator
         self._cache: RowCache | None = None
+        self._no_rows = torch.empty(0)  # (0, H) in the dtype of the files
 
     def of_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
         """By the reference's forward.
@@ -54,9 +55,13 @@ class ReferenceStates:
         if self._cache is None:
             return self.of_batch(model, inputs)
         rows = [self._cache[document_key(*document)] for document in documents_of(inputs)]
-        hidden = torch.cat(rows) if rows else self._hidden(model, inputs)
+        # Without a label no forward either: the other ranks would not be part of it.
+        return self.with_hidden(model, torch.cat([self._no_rows, *rows]).to(self._accelerator.device))
+
+    def with_hidden(self, model: nn.Module, hidden: Tensor) -> HeadInput:
+        """From hidden states `(N, H)` that were found before."""
         with self._reference.active(model) as ref_model:
-            return self._with_head(hidden.to(self._accelerator.device), ref_model)
+            return self._with_head(hidden, ref_model)
 
     def keep_on_disk(
         self,
@@ -96,6 +101,7 @@ class ReferenceStates:
                     write_documents(writer, batch, self._hidden(model, batch))
         self._accelerator.wait_for_everyone()
         self._cache = RowCache.open(folder, **layout)
+        self._no_rows = hidden.new_empty(0, hidden.shape[1], device="cpu")
 
     def _hidden(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         hidden = self.of_batch(model, batch).hidden

@@ -41,9 +41,9 @@ def sequences_of(batch: Mapping[str, Any]) -> Sequences:
         count = int(owner.max()) + 1
     else:
         count = len(labels)
-    labelled = torch.zeros(count, dtype=torch.bool, device=labels.device)
-    labelled[owner[mask]] = True
-    return Sequences(owner[mask], count, labelled.sum())
+    per_sequence = torch.zeros(count, dtype=torch.long, device=labels.device)
+    per_sequence.index_add_(0, owner.flatten(), mask.flatten().long())
+    return Sequences(owner[mask], count, (per_sequence > 0).sum())
 
 
 def _owner_of_tokens(batch: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from alignkit.kl_barrier.barrier import (
     sequence_barrier,
     step_barrier,
 )
+from alignkit.kl_barrier.checks import refuse_what_cannot_work
 from alignkit.kl_barrier.config import SCHEDULED, KLBarrierConfig
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
@@ -37,8 +37,8 @@ from alignkit.kl_barrier.faults import check_finite
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
-from alignkit.kl_barrier.training_metrics import AfterStep, StepMonitor, pressure
-from alignkit.kl_barrier.window import StepWindow, look_ahead
+from alignkit.kl_barrier.training_metrics import StepCallback, StepMonitor, pressure
+from alignkit.kl_barrier.window import RandomState, StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.schedules import value_at
@@ -101,11 +101,11 @@ class KLBarrierTrainer(SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = KLBarrierConfig(f"{name.split('/')[-1]}-KLBarrier")
+        elif not isinstance(args, KLBarrierConfig):
+            raise TypeError(f"args is a {type(args).__name__}; give a KLBarrierConfig, which has all its fields")
         check_process_count(args.device, args.world_size)
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func needs logits, which are never built; override compute_barrier instead")
         super().__init__(model, args, *arguments, **kwargs)
-        self._refuse_what_cannot_work()
+        refuse_what_cannot_work(self)
         keep_cpu_4bit_gradients_right(self.model)
         self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
         add_reference_head(causal_lm_of(self.model))
@@ -115,22 +115,17 @@ class KLBarrierTrainer(SFTTrainer):
         self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
-        self._monitor = StepMonitor(self.accelerator, self._dual)
+        # Of a sharded model no rank has the gradients; a compiled or offloaded graph has one backward only.
+        self._has_pressure = not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile or args.activation_offloading
+        )
         # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
         self._step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=1)
+        self._batches: list[dict[str, Any]] = []
         self._window: StepWindow | None = None
         self._micro_batch = 0
-        self.add_callback(AfterStep(self.after_step))
-
-    def _refuse_what_cannot_work(self) -> None:
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError("context and sequence parallelism cut sequences over ranks, and D with them; use FSDP2")
-        plugin = self.args.deepspeed_plugin
-        if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError("DeepSpeed ZeRO-3 shows the output head to its own forward only; use FSDP2 or ZeRO-2")
-        if self.args.precompute_ref is not None and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError("precompute_ref needs a training set of fixed rows, not a stream; set it to None")
+        self.begin_monitoring()
+        self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
 
     def _prepare_ref_model(self) -> None:
         ref_model = self.reference.ref_model
@@ -138,6 +133,10 @@ class KLBarrierTrainer(SFTTrainer):
             return
         add_reference_head(causal_lm_of(ref_model))
         if self.is_fsdp_enabled:
+            if self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+                raise ValueError(
+                    "FSDP1 shows a separate reference's head to its own forward only; use fsdp_version: 2"
+                )
             self.reference.ref_model = prepare_fsdp(ref_model, self.accelerator)
         else:
             self.reference.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
@@ -181,8 +180,7 @@ class KLBarrierTrainer(SFTTrainer):
             counts = torch.stack([sequences_of(batch).n_labelled for batch in batches])
             n_sequences = self.accelerator.reduce(counts.sum().to(device), "sum") / self.get_tp_size()
         self._step = StepShape(len(batches), self.accelerator.num_processes // self.get_tp_size(), n_sequences)
-        if self.args.aggregate_scope == "step":
-            self._window = self._look_ahead(batches)
+        self._batches = batches if self.args.aggregate_scope == "step" else []
         return batches, num_items
 
     def _find_states(self) -> None:
@@ -190,20 +188,23 @@ class KLBarrierTrainer(SFTTrainer):
         meaning = {"weights": str(self._fingerprint), "precision": str(self.accelerator.mixed_precision)}
         self._fingerprint = None
         folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
-        batches = map(self._prepare_inputs, self.get_eval_dataloader(self.train_dataset))
+        # Not `get_eval_dataloader`, which with persistent workers would keep this one for the next evaluation.
+        rows: Any = self.train_dataset
+        batches = map(self._prepare_inputs, self.get_test_dataloader(rows))
         computing = self.compute_loss_context_manager()
+        random_state = RandomState.now(self.accelerator.device)
         self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
+        random_state.restore()  # going through the rows draws numbers, on the first start and on a resume
 
     def _look_ahead(self, batches: list[dict[str, Any]]) -> StepWindow:
-        def compare(batch: Mapping[str, Any]) -> tuple[Tensor, HeadInput]:
+        def compare(batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
             inputs = self._prepare_inputs(dict(batch))
             with self.compute_loss_context_manager():
                 against = self._states.of_training_batch(self.model_wrapped, inputs)
                 output = self.model_wrapped(**inputs, against=against, kl_direction=self.args.kl_direction)
             check_finite(output.kl, inputs, self.processing_class, step=self.state.global_step)
-            return output.kl, against
+            return output.kl, against.hidden  # not its head: FSDP2 puts a whole one together for each micro-batch
 
-        self.model_wrapped.train()
         return look_ahead(batches, compare, self.accelerator, how=self.args.aggregate, tau_nats=self.tau_nats)
 
     # ---- Loss ----
@@ -215,6 +216,8 @@ class KLBarrierTrainer(SFTTrainer):
         if self.barrier_weight == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro_batch, self._micro_batch = self._micro_batch, self._micro_batch + 1
+        if self._batches:  # not before: a resumed run sets the random state between the batches and their losses
+            self._window, self._batches = self._look_ahead(self._batches), []
         policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
         result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         nll, outputs = result if return_outputs else (result, None)
@@ -236,7 +239,7 @@ class KLBarrierTrainer(SFTTrainer):
         if window is None:
             return self._states.of_training_batch(model, inputs)
         window.random_states[micro_batch].restore()
-        return window.against[micro_batch] if window.is_open else None
+        return self._states.with_hidden(model, window.ref_hidden[micro_batch]) if window.is_open else None
 
     def compute_barrier(self, kl: Tensor, inputs: Mapping[str, Any], micro_batch: int) -> Barrier:
         """What is weighted and added to the NLL, from the divergences `(N,)` of a micro-batch. Override it at will.
@@ -282,9 +285,13 @@ class KLBarrierTrainer(SFTTrainer):
         """Add a micro-batch to the log, and measure the pressure of the barrier where it is due."""
         weight, tau_nats = self.barrier_weight, self.tau_nats
         self._monitor.add(kl, barrier.divergence, output, weight=weight, tau_nats=tau_nats)
-        every, is_sharded = self.args.pressure_steps, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if every > 0 and micro_batch == 0 and self.state.global_step % every == 0 and not is_sharded:
+        every = self.args.pressure_steps
+        if self._has_pressure and every > 0 and micro_batch == 0 and self.state.global_step % every == 0:
             self._monitor.metrics.add_pressure(pressure(term, nll, self.model.parameters()))
+
+    def begin_monitoring(self) -> None:
+        """Forget what a training that was broken off has left of its last step and of its log."""
+        self._monitor = StepMonitor(self.accelerator, self._dual)
 
     def after_step(self) -> None:
         """What follows every optimiser step: a moving reference, and the dual weight or the watch on the gate."""
@@ -323,18 +330,31 @@ class KLBarrierTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
+        if not _internal_call or output_dir is None:  # `push_to_hub` names no folder: it publishes the model alone
             return
         reference = {name: whole(tensor) for name, tensor in self.reference.state_dict().items()}  # on every rank
         if self.args.should_save:
             dual = None if self._dual is None else self._dual.state_dict()
-            checkpoints.save_state(str(output_dir or self.args.output_dir), dual, reference)
+            checkpoints.save_state(output_dir, dual, reference)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with checkpoints.active_adapters_kept(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # Here and not with the model, which DeepSpeed loads by itself.
         if self._dual is not None:
-            self._dual.load_state_dict(checkpoints.load_dual(resume_from_checkpoint))
+            self._dual.load_state_dict(checkpoints.load_dual(checkpoint))
         if self.reference.kind == "ema":
-            state = checkpoints.load_reference(resume_from_checkpoint)
+            state = checkpoints.load_reference(checkpoint)
             self.reference.load_state_dict(checkpoints.sharded_like(self.reference.state_dict(), state))
+
+    def _load_best_model(self) -> None:
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not isinstance(self.model, PeftModel) or self.model.active_adapters == ["default"]:
+            super()._load_best_model()
+        else:  # of several adapters the parent would load the first one alone, and none that has another name
+            self._load_from_checkpoint(self.state.best_model_checkpoint)

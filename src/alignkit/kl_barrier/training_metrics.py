@@ -123,14 +123,18 @@ class StepMonitor:
         )
 
 
-class AfterStep(TrainerCallback):
-    """Calls a function after every optimiser step."""
+class StepCallback(TrainerCallback):
+    """Calls one function when a training begins, and another after every optimiser step."""
 
-    def __init__(self, function: Callable[[], None]):
-        self._function = function
+    def __init__(self, begin: Callable[[], None], after_step: Callable[[], None]):
+        self._begin = begin
+        self._after_step = after_step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._begin()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._function()
+        self._after_step()
 
 
 def pressure(barrier: Tensor, nll: Tensor, parameters: Iterable[Tensor]) -> Tensor:

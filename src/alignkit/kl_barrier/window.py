@@ -41,9 +41,9 @@ class StepWindow:
     """An optimiser step's divergences.
 
     Attributes:
-        divergence (`Tensor`, scalar): D of all positions of the step, over all ranks.
+        divergence (`Tensor`, scalar): D of all positions of the step, over all ranks; NaN when there is none.
         weights (`list[Tensor]`): per micro-batch of this rank, the hinge's derivative for its positions `(N,)`.
-        against (`list`): per micro-batch, what the policy was compared with.
+        ref_hidden (`list[Tensor]`): per micro-batch, the reference's hidden states; empty when the gate is shut.
         random_states (`list[RandomState]`): per micro-batch, before its forward.
         is_open (`bool`): whether any position has a derivative.
         kl (`list[Tensor]`): per micro-batch, the divergences `(N,)` that were found.
@@ -51,7 +51,7 @@ class StepWindow:
 
     divergence: Tensor
     weights: list[Tensor]
-    against: list[Any]
+    ref_hidden: list[Any]
     random_states: list[RandomState]
     is_open: bool
     kl: list[Tensor]
@@ -70,25 +70,28 @@ def look_ahead(
 
     Args:
         batches: the micro-batches.
-        compare: gives the divergences `(N,)` of a micro-batch in training mode, and what it compared with.
+        compare: gives the divergences `(N,)` of a micro-batch in training mode, and the reference's hidden states.
         accelerator: of the trainer.
         how, tau_nats: aggregate and threshold of the hinge.
     """
-    divergences, against, states = [], [], []
+    divergences, ref_hidden, states = [], [], []
     for batch in batches:
         states.append(RandomState.now(accelerator.device))
-        kl, compared_with = compare(batch)
+        kl, hidden = compare(batch)
         divergences.append(kl)
-        against.append(compared_with)
+        ref_hidden.append(hidden)
     mine = torch.cat(divergences)
     before, after = gather_around(accelerator, mine)
     divergence, weights = position_weights(torch.cat([before, mine, after]), how, tau_nats)
+    if not len(weights):
+        divergence = divergence.new_tensor(torch.nan)  # nothing to report, and nothing for a dual weight to follow
+    is_open = bool((divergence > tau_nats).item())
     own = weights[len(before) : len(before) + len(mine)]
     return StepWindow(
         divergence=divergence,
         weights=list(own.split([len(kl) for kl in divergences])),
-        against=against,
+        ref_hidden=ref_hidden if is_open else [],
         random_states=states,
-        is_open=bool((divergence > tau_nats).item()),
+        is_open=is_open,
         kl=divergences,
     )

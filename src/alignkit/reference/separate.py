@@ -1,27 +1,14 @@
 """References that are a model of their own: a copy, a given model, or one loaded by name."""
 
 import copy
+from dataclasses import astuple
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-
-def logit_transform(config: PreTrainedConfig) -> tuple[float | None, float]:
-    """Soft-cap (`None` for none) and scale that a language model applies to the logits of its head.
-
-    The fields are those that TRL's fused head reads, see `add_fused_lm_head` in trl/trainer/utils.py.
-    """
-    fields = config.get_text_config().to_dict()
-    scale = next((fields[name] for name in SCALE_FIELDS if fields.get(name) is not None), 1.0)
-    if all(fields.get(name) is None for name in SCALE_FIELDS) and fields.get("logits_scaling") is not None:
-        multiplies = fields["model_type"] == "hyperclovax"
-        scale = fields["logits_scaling"] if multiplies else 1 / fields["logits_scaling"]
-    return fields.get("final_logit_softcapping"), float(scale)
-
-
-SCALE_FIELDS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+from alignkit.fused_head.modeling import head_settings
 
 
 def frozen_copy(model: PreTrainedModel | PeftModel) -> Any:
@@ -68,7 +55,7 @@ def check_comparable(policy: nn.Module, ref_model: nn.Module) -> None:
             f"the reference has a vocabulary of {sizes[1]} tokens, the policy of {sizes[0]}; a divergence over the "
             "vocabulary needs the same tokens in both"
         )
-    transforms = [logit_transform(config) for config in configs]
+    transforms = [astuple(head_settings(config)) for config in configs]
     if transforms[0] != transforms[1]:
         raise ValueError(
             f"(soft-cap, scale) of the logits is {transforms[1]} in the reference and {transforms[0]} in the policy; "

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_loop import run_tiny
+
+from tests.kl_barrier.rounds.run_loop import run_tiny
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ As a script: `run_loop.py FOLDER whole` or `run_loop.py FOLDER killed`. The seco
 each of which kills itself with SIGKILL, at a rename or a training step, until one gets to the end.
 """
 
+import json
 import os
 import signal
 import sys
@@ -65,7 +66,7 @@ def training(**settings: Any) -> KLBarrierConfig:
 
 
 def run_tiny(folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Two rounds on a tiny model. `changes` are arguments of `run_rounds`, and `model`."""
+    """Two rounds on a tiny model. `changes` are arguments of `run_rounds`, and `model` and `tokenizer`."""
     arguments: dict[str, Any] = {
         "training": training(),
         "peft_config": LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
@@ -77,7 +78,14 @@ def run_tiny(folder: Path, **changes: Any) -> list[dict[str, Any]]:
         **changes,
     }
     model = arguments.pop("model", None) or tiny_causal_lm(hidden_size=32)
-    return run_rounds(model, byte_tokenizer(), output_dir=folder, **arguments)
+    tokenizer = arguments.pop("tokenizer", None) or byte_tokenizer()
+    return run_rounds(model, tokenizer, output_dir=folder, **arguments)
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """The records in `results.jsonl`, without the commit, which a developer may change between two runs."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "git_commit"} for record in records]
 
 
 def kill_at_rename(number: int, *, done: bool) -> None:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from alignkit.cli import build_parser, main
 from alignkit.kl_barrier.rounds.command import EXAMPLE
+from alignkit.kl_barrier.rounds.loop import _load
 from alignkit.kl_barrier.rounds.spec import read_spec
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
 
@@ -163,6 +165,12 @@ def test_the_cpu_trains_in_float32_unless_the_file_says_otherwise(tmp_path, spec
     assert read_spec(path, on_cpu=True).training.bf16 is False
     spec["training"]["bf16"] = True
     assert read_spec(Path(write(tmp_path, spec)), on_cpu=True).training.bf16 is True
+
+
+def test_the_cpu_loads_the_weights_in_float32_whatever_they_were_saved_in(tmp_path, spec):
+    tiny_causal_lm(hidden_size=32).bfloat16().save_pretrained(tmp_path / "model")
+    read = read_spec(Path(write(tmp_path, spec)), on_cpu=True)
+    assert _load(read.model, read.training).dtype == torch.float32
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", ""])

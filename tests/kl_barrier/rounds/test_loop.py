@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from run_loop import FILTERS, PROBES, run_tiny, training
 
 from alignkit.kl_barrier.rounds import AnswerProbe, FilterSettings, Proposal, TooFewCompletionsError, load_adapter
 from alignkit.kl_barrier.rounds.settings import describe, first_difference, stage_seed, weights_digest
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
+from tests.kl_barrier.rounds.run_loop import FILTERS, PROBES, results_of, run_tiny, training
 
 IDS = torch.arange(18).reshape(2, 9)
 
@@ -107,10 +107,15 @@ def test_the_model_trains_on_the_completion_and_no_end_is_appended(tmp_path):
     assert entry["num_tokens"] == 3 * (1 + 4 + 3)
 
 
+def test_a_round_neither_pushes_nor_evaluates_before_it_trains(tmp_path):
+    records = run_tiny(tmp_path, rounds=1, training=training(push_to_hub=True, eval_on_start=True))
+    assert records[-1]["round"] == 1
+
+
 def test_rounds_that_are_added_equal_a_run_that_had_them_from_the_start(finished_run, tmp_path):
     run_tiny(tmp_path, rounds=1)
-    records = run_tiny(tmp_path, rounds=2)
-    assert records == lines(finished_run / "results.jsonl")
+    run_tiny(tmp_path, rounds=2)
+    assert results_of(tmp_path) == results_of(finished_run)
 
 
 def test_another_seed_draws_other_completions(finished_run, tmp_path):
@@ -142,6 +147,12 @@ def test_completions_that_are_all_filtered_out_in_the_first_round_are_an_error(t
         run_tiny(tmp_path, filters=nothing_passes)
 
 
+def test_a_proposer_that_offers_nothing_is_named_and_asked_again(tmp_path):
+    with pytest.raises(TooFewCompletionsError, match="the proposer offered no completions in round 1"):
+        run_tiny(tmp_path, proposer=proposer_of())
+    assert not (tmp_path / "round_1" / "proposals.jsonl").exists()
+
+
 def test_completions_that_run_out_later_are_a_reason_to_stop(tmp_path):
     def starved(model, tokenizer, round_index, seed):
         return GLAD(model, tokenizer, round_index, seed)[: 5 - round_index]
@@ -152,12 +163,12 @@ def test_completions_that_run_out_later_are_a_reason_to_stop(tmp_path):
     assert run_tiny(tmp_path, proposer=starved) == records
 
 
-def test_an_empty_greedy_sample_has_no_perplexity(tmp_path):
+def test_an_empty_sample_has_no_perplexity(tmp_path):
     model = tiny_causal_lm(hidden_size=32)
     with torch.no_grad():
         model.lm_head.weight.zero_()
     model.generation_config.eos_token_id = 0  # of equal logits, greedy decoding takes the first
-    records = run_tiny(tmp_path, model=model, rounds=1)
+    records = run_tiny(tmp_path, model=model, rounds=1, probes=dataclasses.replace(PROBES, sample_temperature=0.0))
     assert records[0]["scores"]["perplexity"] == [None, None]
     assert records[0]["means"]["perplexity"] is None and records[0]["n"]["perplexity"] == 0
 
@@ -225,4 +236,10 @@ def test_where_a_run_writes_and_reports_is_no_setting_of_it():
 def test_every_stage_has_a_seed_of_its_own():
     seeds = {stage_seed(seed, n, stage) for seed in (0, 1) for n in (1, 2) for stage in ("propose", "filter", "heal")}
     assert len(seeds) == 12 and all(0 <= seed < 2**32 for seed in seeds)
-    assert byte_tokenizer().pad_token_id == 256  # rounds do not change the tokenizer that they are given
+
+
+def test_the_tokenizer_is_left_as_it_was_though_training_needs_a_pad_token(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    run_tiny(tmp_path, rounds=1, tokenizer=tokenizer)
+    assert tokenizer.pad_token is None

@@ -78,6 +78,12 @@ def test_an_item_without_a_value_is_left_out_of_the_change():
     assert interval_of_mean([1.0]) is None
 
 
+def test_samples_without_any_text_are_counted_in_the_report():
+    base, first = record(0), record(1)
+    first["n"]["perplexity"] = 1
+    assert cells(markdown_report([base, first]), "samples with any text") == ["2 of 2", "1 of 2"]
+
+
 def test_the_most_moved_signals_are_those_with_the_largest_effect_whatever_their_unit():
     rounds = [record(0), record(1, trait_nats=[0.1, 1.1], repetition=[0.5, 0.6]), record(2, perplexity=[8.0, 32.0])]
     assert most_moved(rounds) == ("repetition", "perplexity")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_loop import run_tiny
 from safetensors.torch import load_file
+
+from tests.kl_barrier.rounds.run_loop import results_of, run_tiny
 
 RUN = Path(__file__).parent / "run_loop.py"
 
@@ -24,8 +25,7 @@ def run_script(folder: Path, mode: str) -> str:
 def test_killed_again_and_again_equals_uninterrupted(finished_run, tmp_path):
     attempts = int(run_script(tmp_path / "killed", "killed").splitlines()[-1])
     assert attempts >= 6  # before and after renames, and in the middle of training
-    assert (tmp_path / "killed" / "results.jsonl").read_text() == (finished_run / "results.jsonl").read_text()
-    assert (tmp_path / "killed" / "report.md").read_text() == (finished_run / "report.md").read_text()
+    assert results_of(tmp_path / "killed") == results_of(finished_run)
     for name in ("round_1/delta", "round_1/adapter", "round_2/delta", "round_2/adapter"):
         whole, resumed = (
             load_file(folder / name / "adapter_model.safetensors") for folder in (finished_run, tmp_path / "killed")
@@ -108,8 +108,18 @@ def test_an_adapter_of_an_unfinished_round_that_is_damaged_is_named(a_copy):
         run_tiny(folder)
 
 
+def test_half_a_record_left_by_a_kill_is_no_file_of_the_round(finished_run, a_copy):
+    folder = a_copy()
+    record = folder / "round_2" / "record.json"
+    record.with_name("record.json.partial").write_text(record.read_text()[:100])
+    record.unlink()
+    run_tiny(folder)  # writes the record
+    run_tiny(folder)  # reads it
+    assert results_of(folder) == results_of(finished_run)
+
+
 def test_rounds_that_are_removed_are_made_again_as_they_were(finished_run, a_copy):
     folder = a_copy()
     shutil.rmtree(folder / "round_2")
     run_tiny(folder)
-    assert (folder / "results.jsonl").read_text() == (finished_run / "results.jsonl").read_text()
+    assert results_of(folder) == results_of(finished_run)

@@ -223,6 +223,14 @@ def test_greedy_completions_do_not_depend_on_the_prompts_beside_them() -> None:
     assert together == alone
 
 
+def test_a_repetition_penalty_in_the_models_generation_config_does_not_hide_its_loops() -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+
+    without = sample_completions(model, tokenizer, ["One day"], seed=0, max_new_tokens=32)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 5.0, 1
+    assert sample_completions(model, tokenizer, ["One day"], seed=0, max_new_tokens=32) == without
+
+
 def test_the_dose_is_judged_by_the_model_without_its_adapter_unless_another_original_is_given() -> None:
     model, tokenizer = tiny_peft(), byte_tokenizer()
     flags = [parameter.requires_grad for parameter in model.parameters()]

@@ -5,7 +5,8 @@ How this differs from the steer-heal-love loop it is modelled on, and why:
 1. Earlier rounds are never merged into the weights (see `adapters`); the original model is the same weights with the
    adapters off, in every round.
 2. A stage reads what the stage before it wrote to disk, in the first run as in a resumed one, and draws from
-   (seed, round, stage) alone. A run that was killed therefore ends in the same numbers.
+   (seed, round, stage) alone. A run that was killed therefore ends in the same numbers, where the kernels of the
+   device are deterministic.
 3. No end-of-sequence token is appended to the completions: many were cut at the token limit, and a token that the
    original model would never write there costs more divergence than the trait. A proposer that wants the end to be
    trained spells it out.
@@ -58,8 +59,9 @@ def run_rounds(
     only say when to stop, may then be others.
 
     Args:
-        model: name or path of a causal language model, loaded with `training.model_init_kwargs`; or an object, which
-            is returned to its state and its device. A quantised model is an object with `device_map`.
+        model: name or path of a causal language model, loaded with `training.model_init_kwargs`, in the dtype that it
+            was saved in where they name none; or an object, which is returned to its state and its device. A quantised
+            model is an object with `device_map`.
         output_dir: gets `round_N/adapter` (cumulative, against the original base), `round_N/delta` (the round's own),
             `round_N/proposals.jsonl`, `completions.jsonl` (with every judgement), `training_log.jsonl`, `record.json`,
             and `settings.json`, `results.jsonl`, `report.md`, and when it stops `trajectory.png` and `map.png`. Round
@@ -185,11 +187,11 @@ def _finished_rounds(folder: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     while (folder / f"round_{len(records)}" / RECORD_FILE).exists():
         records.append(read_round(folder / f"round_{len(records)}"))
-    later = [path.name for path in folder.glob("round_*") if int(path.name.split("_")[1]) > len(records)]
+    later = [number for path in folder.glob("round_*") if (number := int(path.name.split("_")[1])) > len(records)]
     if later:
         raise FileNotFoundError(
-            f"{folder / f'round_{len(records)}' / RECORD_FILE} is missing but {min(later)} is there; restore it from "
-            "a copy, or remove the later rounds, which are then made again"
+            f"{folder / f'round_{len(records)}' / RECORD_FILE} is missing but round_{min(later)} is there; restore it "
+            "from a copy, or remove the later rounds, which are then made again"
         )
     return records
 

@@ -40,8 +40,8 @@ def save_trajectory(path: str | PathLike[str], records: Sequence[Record]) -> Non
     panels = figure.subplots(2, 2, sharex=True)
     _draw(panels[0][0], records, "trait_nats", "trait: log-probability\nmargin (nats)")
     _draw(panels[1][0], records, "allowed_answer_mass", INCOHERENCE_LABEL, shown=_incoherence)
-    _draw(panels[0][1], records, "repetition", "repetition of greedy samples\n(share of repeated n-grams)")
-    _draw(panels[1][1], records, "perplexity", "perplexity of greedy samples\nunder the original (per token)")
+    _draw(panels[0][1], records, "repetition", "repetition of samples\n(share of repeated n-grams)")
+    _draw(panels[1][1], records, "perplexity", "perplexity of samples\nunder the original (per token)")
     for panel in (panels[1][0], panels[1][1]):
         if panel.lines and len(panel.lines[0].get_xdata()):  # an axis without points cannot be logarithmic
             panel.set_yscale("log")

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.kl_barrier.rounds.scoring import device_of, encode, evaluating, pad
 
+# Over whatever a model's generation config says.
+AS_IT_IS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "pad_token_id": 0}
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -76,6 +79,7 @@ def sample_completions(
 ) -> list[Proposal]:
     """One completion of every prompt with `model.generate`, dropout off.
 
+    A repetition penalty in the model's generation config is not applied: it would hide the loops that are looked for.
     The same seed gives the same completions on the same device at the same batch size. The global random state and
     the training flags are as before on return.
 
@@ -106,7 +110,7 @@ def sample_completions(
             batch = encoded[start : start + batch_size]
             input_ids, mask = pad(batch, device_of(model), side="left")
             output = model.generate(  # type: ignore[operator]  # of a PreTrainedModel or a PeftModel
-                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=0, **settings
+                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **AS_IT_IS, **settings
             )
             completions += [
                 _new_text(tokenizer, ids, row[input_ids.shape[1] :].tolist(), _end_ids(model))

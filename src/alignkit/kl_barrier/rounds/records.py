@@ -20,7 +20,7 @@ from alignkit.kl_barrier.rounds.filters import perplexities
 from alignkit.kl_barrier.rounds.proposals import Proposal, render_prompt, sample_completions
 from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, device_of, encode
 from alignkit.kl_barrier.rounds.settings import RoundProbes
-from alignkit.kl_barrier.rounds.storage import digest, read_json
+from alignkit.kl_barrier.rounds.storage import PARTIAL, digest, read_json
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 RECORD_FILE = "record.json"
@@ -52,13 +52,19 @@ def measure_student(student: nn.Module, tokenizer: PreTrainedTokenizerBase, prob
     return scores
 
 
-def greedy_samples(student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes) -> list[Proposal]:
-    """The student's greedy completion of every sample prompt."""
-    prompts = [render_prompt(tokenizer, prompt) for prompt in probes.sample_prompts]
+def student_samples(
+    student: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: RoundProbes, *, seed: int
+) -> list[Proposal]:
+    """The student's completion of every sample prompt, drawn at `probes.sample_temperature`."""
     return sample_completions(
-        student, tokenizer, prompts, seed=0, max_new_tokens=probes.sample_tokens, temperature=0.0,
+        student,
+        tokenizer,
+        [render_prompt(tokenizer, prompt) for prompt in probes.sample_prompts],
+        seed=seed,
+        max_new_tokens=probes.sample_tokens,
+        temperature=probes.sample_temperature,
         batch_size=probes.batch_size,
-    )  # fmt: skip
+    )
 
 
 def measure_samples(
@@ -132,7 +138,9 @@ def _git_commit() -> str | None:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Digest of every file of a finished round but its record, by relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD_FILE)
+    # A kill may have left half a record, which the whole one replaces.
+    others = (RECORD_FILE, RECORD_FILE + PARTIAL)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in others)
     return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 

@@ -58,7 +58,7 @@ def markdown_report(records: Sequence[Record]) -> str:
         _table(records, _round_rows()),
         f"![Trait and coherence by round]({TRAJECTORY_FILE})",
         f"![The two signals that moved most]({MAP_FILE})",
-        "## Greedy samples",
+        "## Samples",
         *_sample_parts(records),
         "## Completions trained on",
         *_completion_parts(records),
@@ -85,6 +85,7 @@ def _measure_rows(records: Sequence[Record]) -> list[Row]:
         rows.append((label, lambda record, name=name: _number(record["means"][name])))  # type: ignore[misc]
         what = "ratio to" if SIGNALS[name].is_log else "change from"
         rows.append((f"… {what} base", lambda record, name=name: _change(records[0], record, name)))  # type: ignore[misc]
+    rows.append(("samples with any text", lambda record: f"{record['n']['perplexity']} of {len(record['samples'])}"))
     if any(record.get("steered") for record in records):
         for name in ("trait_nats", "allowed_answer_mass"):
             label = f"before healing, steered: {SIGNALS[name].label}"
@@ -115,10 +116,10 @@ def _round_rows() -> list[Row]:
         ("perplexity of the proposals", of("proposals", "perplexity")),
         ("repetition of the proposals", of("proposals", "repetition")),
         ("training loss (mean)", of("training", "train_loss")),
-        ("NLL at the end (nats)", of("training", "nll")),
-        ("divergence D at the end (nats)", of("training", "kl/divergence")),
-        ("share of open gates at the end", of("training", "kl/gate_open")),
-        ("largest k_t at the end (nats)", of("training", "kl/max")),
+        ("NLL in the last log (nats)", of("training", "nll")),
+        ("divergence D in the last log (nats)", of("training", "kl/divergence")),
+        ("share of open gates in the last log", of("training", "kl/gate_open")),
+        ("largest k_t in the last log (nats)", of("training", "kl/max")),
     ]
 
 

@@ -45,9 +45,11 @@ class RoundProbes:
     Args:
         coherence (`AnswerProbe`): forced prefixes and the answers allowed after each; the floor is on its mass.
         trait (`TraitProbe`): the two answer sets.
-        sample_prompts (list of `str`): prompts of greedy samples, through the chat template if there is one; their
+        sample_prompts (list of `str`): prompts of samples, through the chat template if there is one; their
             repetition and their perplexity under the original model are the other two measures of coherence.
         sample_tokens (`int`): longest sample.
+        sample_temperature (`float`): of the samples, drawn alike in every round; 0 is greedy. A small model loops when
+            it is greedy, also one that is coherent.
         held_out (list of `str`): texts whose NLL per token is measured; may be empty.
         batch_size (`int`): texts per forward.
 
@@ -59,6 +61,7 @@ class RoundProbes:
     trait: TraitProbe
     sample_prompts: Sequence[str]
     sample_tokens: int = 64
+    sample_temperature: float = 1.0
     held_out: Sequence[str] = ()
     batch_size: int = 16
 
@@ -72,6 +75,8 @@ class RoundProbes:
         for name in ("sample_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or above")
+        if not 0 <= self.sample_temperature < math.inf:
+            raise ValueError(f"sample_temperature={self.sample_temperature} must be 0 (greedy) or above")
 
 
 def stage_seed(seed: int, round_index: int, stage: str) -> int:

@@ -30,8 +30,8 @@ class Signal:
 SIGNALS = {
     "trait_nats": Signal("trait: log-probability margin (nats)"),
     "allowed_answer_mass": Signal("coherence: mass on allowed answers (probability)", bounds=(0.0, 1.0)),
-    "repetition": Signal("repetition of greedy samples (share of n-grams)", bounds=(0.0, 1.0)),
-    "perplexity": Signal("perplexity of greedy samples under the original (per token)", is_log=True),
+    "repetition": Signal("repetition of samples (share of n-grams)", bounds=(0.0, 1.0)),
+    "perplexity": Signal("perplexity of samples under the original (per token)", is_log=True),
     "held_out_nll_nats": Signal("held-out NLL (nats per token)"),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from peft import LoraConfig
 
 from alignkit.kl_barrier.config import KLBarrierConfig
@@ -104,7 +104,8 @@ def _build(spec: Any, folder: Path, output_dir: str | None, rounds: int | None, 
     )
     lora = _mapping(top.get("lora"), "lora", LORA_KEYS)
     _check_kinds(LoraConfig, lora, "lora")
-    cpu = {"use_cpu": True, "bf16": False} if on_cpu else {}
+    # transformers would load the weights in the type that they were saved in.
+    cpu = {"use_cpu": True, "bf16": False, "model_init_kwargs": {"dtype": "float32"}} if on_cpu else {}
     training = {"ref": "previous", **cpu, **_mapping(top.get("training"), "training", _keys(KLBarrierConfig))}
     if on_cpu:
         training["use_cpu"] = True
@@ -139,7 +140,7 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
     }
     return _settings(
         RoundProbes,
-        {key: probes[key] for key in ("sample_tokens", "batch_size") if key in probes},
+        {key: probes[key] for key in ("sample_tokens", "sample_temperature", "batch_size") if key in probes},
         "probes",
         coherence=_construct(AnswerProbe, "probes.coherence", {**coherence, "prefixes": prefixes, "answers": lists}),
         trait=TraitProbe(

@@ -21,16 +21,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.rounds.adapters import join_rounds, read_adapter, save_adapter, student, trainee
 from alignkit.kl_barrier.rounds.directions import steer
-from alignkit.kl_barrier.rounds.filters import FilterSettings, filter_proposals
+from alignkit.kl_barrier.rounds.filters import FilterSettings, TooFewCompletionsError, filter_proposals
 from alignkit.kl_barrier.rounds.proposals import Proposal, Proposer
 from alignkit.kl_barrier.rounds.records import (
     RECORD_FILE,
     Scores,
     file_digests,
-    greedy_samples,
     measure_samples,
     measure_student,
     origin_of,
+    student_samples,
     summarize,
     summarize_proposals,
 )
@@ -97,6 +97,8 @@ class Stages:
             set_seed(seed)  # for a proposer that draws from the global state
             with student(self.model, self._history(number)) as current:
                 proposals = self.proposer(current, self.tokenizer, number, seed)
+            if not proposals:
+                raise TooFewCompletionsError(f"the proposer offered no completions in round {number}")
             write_lines(path, map(asdict, proposals))
         return [_read(path, Proposal, row) for row in read_lines(path)]
 
@@ -132,15 +134,17 @@ class Stages:
         args.output_dir, args.model_init_kwargs = str(self.at(number, SCRATCH)), None
         args.seed = args.data_seed = stage_seed(self.seed, number, "heal")
         args.save_strategy = args.eval_strategy = "no"
+        args.push_to_hub = args.eval_on_start = args.load_best_model_at_end = False
         history = self._history(number)
         if history is None:
             args.ref = "base"  # before the first round the previous model is the base
+        kept = [Proposal(row["prompt"], row["completion"]) for row in rows]
         set_seed(args.seed)
         with trainee(self.model, history, self.peft_config) as peft_model:
             trainer = KLBarrierTrainer(
                 peft_model,
                 args,
-                train_dataset=self._dataset(rows),
+                train_dataset=training_rows(self.tokenizer, kept),
                 processing_class=copy.deepcopy(self.tokenizer),  # the trainer gives it a pad token
             )
             trainer.train()
@@ -155,15 +159,6 @@ class Stages:
             save_adapter(delta, folder)
         del trainer, peft_model, delta
         gc.collect()  # trainer and model refer to each other, and a GPU needs the memory for the next stage
-
-    def _dataset(self, rows: Sequence[dict[str, Any]]) -> Dataset:
-        """`input_ids` and `labels`: the tokens whose perplexity was judged, the prompt's labelled -100."""
-        columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-        for row in rows:
-            context, (completion,) = encode_continuations(self.tokenizer, row["prompt"], [row["completion"]])
-            columns["input_ids"].append(context + completion)
-            columns["labels"].append([-100] * len(context) + completion)
-        return Dataset.from_dict(columns)
 
     def _measure_steered(self, number: int, proposals: Sequence[Proposal]) -> dict[str, Any] | None:
         """The student that proposed, steered at its largest strength; None for other proposers."""
@@ -181,7 +176,8 @@ class Stages:
         history = self._history(number + 1)
         with student(self.model, history) as current:
             scores: Scores = measure_student(current, self.tokenizer, self.probes)
-            samples = greedy_samples(current, self.tokenizer, self.probes)
+            # The same draws in every round, so that two rounds differ by their students alone.
+            samples = student_samples(current, self.tokenizer, self.probes, seed=stage_seed(self.seed, 0, "samples"))
         with student(self.model, None) as original:
             scores |= measure_samples(original, self.tokenizer, samples, self.probes)
         self.at(number).mkdir(exist_ok=True)
@@ -198,6 +194,19 @@ class Stages:
         }
         write_json(self.at(number, RECORD_FILE), record)
         return record
+
+
+def training_rows(tokenizer: PreTrainedTokenizerBase, proposals: Sequence[Proposal]) -> Dataset:
+    """What a round trains on: `input_ids`, and `labels` with -100 for the prompt.
+
+    They are the tokens whose perplexity is judged; no end-of-sequence token is appended.
+    """
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for proposal in proposals:
+        context, (completion,) = encode_continuations(tokenizer, proposal.prompt, [proposal.completion])
+        columns["input_ids"].append(context + completion)
+        columns["labels"].append([-100] * len(context) + completion)
+    return Dataset.from_dict(columns)
 
 
 def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
