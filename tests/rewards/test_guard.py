@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import guarded_functions
+from tests.rewards import guarded_functions
 import psutil
 import pytest
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import guarded_functions
+from tests.rewards import guarded_functions
 import pytest
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
