@@ -17,6 +17,7 @@ SOURCE = Path(alignkit.__file__).parent
 # Patterns of module names below `alignkit`. A module imports modules of its own level or of a lower one.
 LEVELS = {
     0: [
+        "_lazy",
         "_version",
         "metrics",
         "schedules",
@@ -84,6 +85,7 @@ LEVELS = {
     2: [
         "",
         "kl_barrier.config",
+        "kl_barrier.strength",
         "kl_barrier.trainer",
         "reward_model.config",
         "reward_model.evaluation",

@@ -8,9 +8,9 @@ from trl.trainer.sft_config import SFTConfig
 
 from alignkit.fused_head import KLDirection
 from alignkit.kl_barrier.aggregation import Aggregate
+from alignkit.kl_barrier.barrier import AggregateScope
 from alignkit.schedules import Schedule
 
-AggregateScope = Literal["sequence", "micro_batch", "rank_global", "step"]
 PrecomputeRef = Literal["hidden"]
 CHOICES = {
     "aggregate": get_args(Aggregate),
