@@ -3,19 +3,19 @@
     ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py
     ALIGNKIT_DATA=/path/to/data python examples/barrier_rounds_stories.py --rounds 2 --seeds 0  # a look
 
-Seen on 2026-11-21 with 2 CPU cores, no GPU (8 rounds, 6 arms, 3 seeds, one thread; about 25 minutes of CPU
-time), after round 5, mean and 95 % t-interval over seeds, with taus of an earlier calibration that docs/kl_barrier.md
-describes (mean 0.088, rmse 0.134, p95 0.270, max 0.488, cvar95 0.367):
+Seen on 2026-11-21 with 2 CPU cores, no GPU (8 rounds, 6 arms, 3 seeds, one thread; one to three minutes a run), after
+round 5, mean and 95 % t-interval over seeds:
 
-    arm       trait (nats)     answer mass      held-out NLL (nats)
-    none      4.85 +- 1.85     0.602 +- 0.221   1.851 +- 0.142
-    mean      2.51 +- 0.54     0.849 +- 0.039   1.359 +- 0.014
-    rmse      2.54 +- 0.20     0.841 +- 0.016   1.362 +- 0.007
-    p95       2.37 +- 0.18     0.848 +- 0.038   1.352 +- 0.014
-    max       2.62 +- 0.26     0.821 +- 0.067   1.354 +- 0.006
-    cvar95    2.80 +- 0.17     0.843 +- 0.040   1.363 +- 0.005
+    arm       tau      trait (nats)     answer mass      held-out NLL (nats)
+    none               4.85 +- 1.85     0.602 +- 0.221   1.851 +- 0.142
+    mean      0.101    2.50 +- 0.51     0.861 +- 0.016   1.362 +- 0.008
+    rmse      0.180    2.80 +- 0.28     0.828 +- 0.051   1.378 +- 0.007
+    p95       0.358    2.49 +- 0.43     0.846 +- 0.024   1.372 +- 0.011
+    max       1.023    3.13 +- 0.76     0.764 +- 0.071   1.415 +- 0.022
+    cvar95    0.542    2.74 +- 0.18     0.812 +- 0.037   1.384 +- 0.022
 
 Two of the three runs without a barrier stopped in round 6 or 7: the original model no longer accepted what they wrote.
+docs/kl_barrier.md says what can be concluded from it.
 """
 
 import copy
@@ -189,11 +189,11 @@ def report(runs: dict[str, dict[int, list[dict]]], taus: dict[str, float], open_
 
 
 def picture(path: Path, runs: dict[str, dict[int, list[dict]]]) -> None:
-    """Trait, answer mass and held-out NLL by round; the last two against the trait."""
-    figure = Figure(figsize=(12, 7), dpi=130, layout="constrained")
+    """Trait, answer mass and held-out NLL by round; the last two against the trait, the first of them also near by."""
+    figure = Figure(figsize=(13, 7), dpi=130, layout="constrained")
     panels = figure.subplots(2, 3)
-    panels[1][2].axis("off")
     against_trait = ("allowed_answer_mass", "held_out_nll_nats")
+    near: list[tuple[np.ndarray, np.ndarray]] = []
     for arm, of_seed in runs.items():
         n = min(map(len, of_seed.values()))
         means = {
@@ -206,11 +206,17 @@ def picture(path: Path, runs: dict[str, dict[int, list[dict]]]) -> None:
                 panel.plot([r["means"][name] for r in records], color=COLOURS[arm], linewidth=0.6, alpha=0.4)
             panel.plot(means[name], **style)
             panel.set(xlabel="round (0: base model)", ylabel=SHOWN[name])
-        for panel, name in zip(panels[1], against_trait, strict=False):
+        for panel, name in zip(panels[1], (*against_trait, against_trait[0]), strict=True):
             panel.plot(means["trait_nats"], means[name], **style)
             panel.set(xlabel=SHOWN["trait_nats"], ylabel=SHOWN[name])
+        if arm != "none":
+            near.append((means["trait_nats"], means[against_trait[0]]))
+    for place, values in enumerate(np.hstack(near)):
+        margin = 0.05 * np.ptp(values)
+        (panels[1][2].set_ylim if place else panels[1][2].set_xlim)(values.min() - margin, values.max() + margin)
+    panels[1][2].set_title("the same, where the arms with a barrier are", fontsize="medium")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    panels[1][2].legend(handles, labels, title="aggregate (none: no barrier)", loc="center", frameon=False)
+    figure.legend(handles, labels, title="aggregate\n(none: no barrier)", loc="outside right center", frameon=False)
     figure.savefig(path)
 
 

@@ -17,6 +17,7 @@ SOURCE = Path(alignkit.__file__).parent
 # Patterns of module names below `alignkit`. A module imports modules of its own level or of a lower one.
 LEVELS = {
     0: [
+        "_lazy",
         "_version",
         "es_lora.estimator",
         "es_lora.fitness",
@@ -115,6 +116,7 @@ LEVELS = {
         "es_lora.config",
         "es_lora.trainer",
         "kl_barrier.config",
+        "kl_barrier.strength",
         "kl_barrier.trainer",
         "reward_model.config",
         "reward_model.evaluation",

@@ -4,9 +4,9 @@ The public names are imported on first use (PEP 562), so that `import alignkit` 
 transformers nor matplotlib.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from alignkit._lazy import lazy_names
 from alignkit._version import __version__
 
 if TYPE_CHECKING:
@@ -44,14 +44,4 @@ _MODULE_OF = {
     "plain_nll_kl": "alignkit.fused_head",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value  # the next access does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

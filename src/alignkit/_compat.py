@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from trl.models import prepare_fsdp
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path
 
@@ -23,6 +24,7 @@ __all__ = [
     "keep_cpu_4bit_gradients_right",
     "layers_with_adapters",
     "load_sequence_classifier",
+    "prepare_frozen_model",
     "score_in_float32",
     "seen_as_single_label",
     "without_adapter_wrappers",
@@ -187,3 +189,17 @@ def without_adapter_wrappers(name: str) -> str:
     for wrapper in (".token_adapter", ".base_layer", ".original_module"):
         name = name.replace(wrapper, "")
     return name.removeprefix("base_model.model.")
+
+
+def prepare_frozen_model(model: Any, accelerator: Any) -> Any:
+    """A model that is not trained, wrapped as the one that is: on the device, and sharded where that one is.
+
+    Raises:
+        ValueError: FSDP1, which gathers a sharded weight for its own module's forward only.
+    """
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is None:
+        return accelerator.prepare_model(model, evaluation_mode=True)
+    if fsdp.fsdp_version == 1:
+        raise ValueError("FSDP1 shows a separate reference's head to its own forward only; use fsdp_version: 2")
+    return prepare_fsdp(model, accelerator)

@@ -1,7 +1,5 @@
 """What alignkit relies on in TRL's RewardTrainer and in transformers: a release that breaks it fails here first."""
 
-import inspect
-
 import pytest
 import torch
 from accelerate.utils import send_to_device
@@ -18,6 +16,7 @@ from alignkit._compat import (
 )
 from alignkit.reward_model import Comparisons
 from alignkit.tasks.toy import byte_tokenizer, preference_pairs, tiny_causal_lm, tiny_sequence_classifier
+from tests.contract.overridden import counting_calls, parameters_of
 
 HEADS = ["tidy", "short"]
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False}
@@ -45,20 +44,11 @@ OVERRIDDEN = {
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_the_overridden_member_has_the_signature_of_our_override(name):
     for trainer_class in (RewardTrainer, MultiHeadRewardTrainer):
-        assert list(inspect.signature(getattr(trainer_class, name)).parameters) == OVERRIDDEN[name]
+        assert parameters_of(trainer_class, name) == OVERRIDDEN[name]
 
 
 def test_every_overridden_member_is_called_in_training(tmp_path):
-    calls: dict[str, int] = dict.fromkeys(OVERRIDDEN, 0)
-
-    def counted(name):
-        def method(self, *args, **kwargs):
-            calls[name] += 1
-            return getattr(MultiHeadRewardTrainer, name)(self, *args, **kwargs)
-
-        return method
-
-    spy = type("Spy", (MultiHeadRewardTrainer,), {name: counted(name) for name in OVERRIDDEN})
+    spy, calls = counting_calls(MultiHeadRewardTrainer, OVERRIDDEN)
     trainer = spy(
         tiny_sequence_classifier(HEADS),
         MultiHeadRewardConfig(str(tmp_path), head_names=HEADS, max_steps=1, save_steps=1, logging_steps=1, **QUIET),

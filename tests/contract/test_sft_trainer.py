@@ -17,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.fused_head.modeling import add_reference_head, head_settings
 from alignkit.tasks.toy import byte_tokenizer, generate, tiny_causal_lm
+from tests.contract.overridden import counting_calls, parameters_of
 
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False}
 
@@ -59,20 +60,11 @@ def make(trainer_class, folder, **settings) -> Any:
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_the_overridden_member_has_the_signature_of_our_override(name):
     for trainer_class in (SFTTrainer, KLBarrierTrainer):
-        assert list(inspect.signature(getattr(trainer_class, name)).parameters) == OVERRIDDEN[name]
+        assert parameters_of(trainer_class, name) == OVERRIDDEN[name]
 
 
 def test_every_overridden_member_is_called_in_training(tmp_path):
-    calls: dict[str, int] = dict.fromkeys(OVERRIDDEN, 0)
-
-    def counted(name):
-        def method(self, *args, **kwargs):
-            calls[name] += 1
-            return getattr(KLBarrierTrainer, name)(self, *args, **kwargs)
-
-        return method
-
-    spy = type("Spy", (KLBarrierTrainer,), {name: counted(name) for name in OVERRIDDEN})
+    spy, calls = counting_calls(KLBarrierTrainer, OVERRIDDEN)
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_dataset": rows(3, seed=1)}
     settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     trainer = make(spy, tmp_path, **settings)

@@ -6,7 +6,6 @@ python run_training.py FOLDER RUN [RUN ...] [--batch-size N] [--wait-after STEP]
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
-from alignkit.fused_head.modeling import whole
 from alignkit.tasks.toy import byte_tokenizer
+from tests.callbacks import KeepGradients, WaitAfter
 from tests.kl_barrier.conftest import QUIET, lively_lm, masked_rows, prompts_and_completions
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -56,31 +55,6 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 OWN_REFERENCE = ("sequence", "step", "rank_global", "dual", "empty_rank")
-
-
-class WaitAfter(TrainerCallback):
-    """Stands still after a step, so that the process can be killed at a known place."""
-
-    def __init__(self, step: int, flag: Path):
-        self.step, self.flag = step, flag
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.flag.touch()
-            time.sleep(300)
-
-
-class KeepGradients(TrainerCallback):
-    """Copies the gradients of every step, after they have been summed over micro-batches and ranks."""
-
-    def __init__(self):
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                gradient = whole(parameter.grad).clone()
-                self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = gradient
 
 
 def make_trainer(output: Path, run: str, *callbacks: TrainerCallback, **settings: Any) -> KLBarrierTrainer:
@@ -136,7 +110,7 @@ def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
                 [worst.sequence, worst.position, worst.token_id] for worst in trainer.evaluation_report.worst_tokens
             ],
         }
-        save_file(keep.gradients, output / f"{run}.safetensors")
+        save_file(keep.by_step(), output / f"{run}.safetensors")
         (output / f"{run}.json").write_text(json.dumps(record))
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from alignkit.kl_barrier import aggregate_positions, forward_kl, hinge_barrier, reverse_kl
 from alignkit.kl_barrier.sequences import sequences_of
+from tests.callbacks import KeepGradients
 from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
 
 SIZES = {
@@ -58,15 +59,6 @@ def lora(**settings: Any) -> LoraConfig:
     return LoraConfig(**{"r": 4, "target_modules": "all-linear", **settings})
 
 
-class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        named = model.named_parameters()
-        self.gradients = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
-
-
 @pytest.fixture
 def one_step(make_trainer):
     """Log and gradients of one step on four rows of unequal length."""
@@ -82,7 +74,7 @@ def one_step(make_trainer):
             **{"barrier_weight": WEIGHT, "tau_nats": TAU, "aggregate": "rmse", **settings},
         )
         trainer.train()
-        return trainer, next(entry for entry in trainer.state.log_history if "loss" in entry), keep.gradients
+        return trainer, next(entry for entry in trainer.state.log_history if "loss" in entry), keep.steps[-1]
 
     return run
 

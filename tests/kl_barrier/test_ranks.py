@@ -1,7 +1,6 @@
 """Two gloo ranks are one process with twice the batch; a model sharded over them is the whole one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from tests.kl_barrier.run_training import train_on_ranks
 
 RUN = Path(__file__).parent / "run_training.py"
-ROOT = RUN.parents[2]
 RUNS = ["sequence", "step", "rank_global", "dual", "empty_rank", "sharded", "sharded_adapter"]
 # Of a rank's own micro-batch, respectively of batches as they fall: no number of the whole step or set.
 OF_THE_SPLIT = {"barrier/pressure", "eval_loss"}
@@ -22,8 +20,7 @@ OF_THE_SPLIT = {"barrier/pressure", "eval_loss"}
 def launch(script: Path, *arguments: str) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, str(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -13,16 +13,14 @@ import torch
 from tests.kl_barrier.run_training import train_to_the_end
 
 RUN = Path(__file__).parent / "run_training.py"
-ROOT = RUN.parents[2]
 SLOW = pytest.mark.slow
 
 
 def kill_after_step_5(output: Path, run: str) -> None:
     """Start a run in a process of its own and kill it, with a checkpoint of step 3 on disk."""
     command = [sys.executable, str(RUN), str(output), run, "--wait-after", "5"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, **silent) as process:
+    with subprocess.Popen(command, **silent) as process:
         deadline = time.monotonic() + 90
         while not (output / "waiting").exists():
             assert process.poll() is None and time.monotonic() < deadline

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
+from tests.callbacks import KeepGradients
 from tests.kl_barrier.conftest import lively_lm
 
 
@@ -12,14 +12,6 @@ def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torc
     largest = max(gradient.abs().max().item() for gradient in theirs.values())
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * max(1.0, largest))
-
-
-class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def one_step(make_trainer):
         )
         trainer.model_accepts_loss_kwargs = accepts_loss_kwargs
         trainer.train()
-        return keep.gradients, next(entry for entry in trainer.state.log_history if "loss" in entry)
+        return keep.steps[-1], next(entry for entry in trainer.state.log_history if "loss" in entry)
 
     return run
 

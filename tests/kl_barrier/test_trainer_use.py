@@ -222,7 +222,9 @@ def test_an_evaluation_reports_both_directions_all_aggregates_and_the_worst_toke
     assert worst == sorted(worst, reverse=True)
     texts = [row["prompt"] + row["completion"] for row in data]
     first = report.worst_tokens[0]
-    assert first.token in texts[first.sequence] or first.token == "<eos>"
+    tokens = trainer.processing_class(texts[first.sequence] + "<eos>")["input_ids"]
+    assert tokens[first.position] == first.token_id
+    assert (first.before + first.token + first.after) in texts[first.sequence] + "<eos>"
     assert trainer.state.log_history[-1]["eval_nll"] == metrics["eval_nll"]
 
 

@@ -2,39 +2,15 @@
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
 from datasets import IterableDataset
 from safetensors.torch import save_file
-from transformers import TrainerCallback
 
 from alignkit import MultiHeadRewardConfig, MultiHeadRewardTrainer
 from alignkit.tasks.toy import STYLES, byte_tokenizer, corpus_membership, preference_pairs, tiny_sequence_classifier
-
-
-class WaitAfter(TrainerCallback):
-    """Stands still after a step, so that the process can be killed at a known place."""
-
-    def __init__(self, step: int, flag: Path):
-        self.step, self.flag = step, flag
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.flag.touch()
-            time.sleep(300)
-
-
-class KeepGradients(TrainerCallback):
-    """Copies the gradients of every step, after they have been summed over micro-batches and ranks."""
-
-    def __init__(self):
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for name, parameter in model.named_parameters():
-            self.gradients[f"{state.global_step}.{name.removeprefix('module.')}"] = parameter.grad.clone()
+from tests.callbacks import KeepGradients, WaitAfter
 
 
 def main() -> None:
@@ -96,7 +72,7 @@ def main() -> None:
             "log": [entry for entry in trainer.state.log_history if "loss" in entry],
             "metrics": {name: value for name, value in metrics.items() if "second" not in name and "time" not in name},
         }
-        save_file(gradients.gradients, options.output / "gradients.safetensors")
+        save_file(gradients.by_step(), options.output / "gradients.safetensors")
         (options.output / "record.json").write_text(json.dumps(record))
 
 

@@ -5,21 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import TrainerCallback
 
 from alignkit.tasks.toy import STYLES, corpus_membership, preference_pairs, tiny_sequence_classifier
+from tests.callbacks import KeepGradients
 
 HEADS = ["tidy", "short"]
-
-
-class KeepGradients(TrainerCallback):
-    """Copies the gradients of each optimiser step."""
-
-    def __init__(self):
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ The pure functions of the method, and the tools around it. The trainer and its c
 `alignkit.KLBarrierTrainer` and `alignkit.KLBarrierConfig`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from alignkit._lazy import lazy_names
 
 if TYPE_CHECKING:
     from alignkit.fused_head import fused_nll_kl, plain_nll_kl
@@ -43,14 +44,4 @@ __all__ = [
     "reverse_kl",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -1,12 +1,15 @@
 """The barrier of one micro-batch as a share of the optimiser step's, for each scope of the aggregate."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignkit.kl_barrier.aggregation import Aggregate, aggregate_positions, hinge_barrier
 from alignkit.kl_barrier.sequences import Sequences
+
+AggregateScope = Literal["sequence", "micro_batch", "rank_global", "step"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,14 @@ def pooled_barrier(kl: Tensor, how: Aggregate, tau_nats: float, step: StepShape)
     divergence = aggregate_positions(kl, how)
     reported = divergence.detach()[None] if len(kl) else kl.new_full((1,), torch.nan)
     return Barrier(hinge_barrier(divergence, tau_nats) / step.n_micro_batches, reported)
+
+
+def batch_barrier(kl: Tensor, sequences: Sequences, how: Aggregate, scope: AggregateScope, tau_nats: float) -> Barrier:
+    """The barrier of a batch that is evaluated: its sequences count alike; every other scope pools its positions."""
+    step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=sequences.n_labelled)
+    if scope == "sequence":
+        return sequence_barrier(kl, sequences, how, tau_nats, step)
+    return pooled_barrier(kl, how, tau_nats, step)
 
 
 def rank_global_barrier(

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from alignkit.kl_barrier.aggregation import AGGREGATES, Aggregate, aggregate_positions
-from alignkit.kl_barrier.barrier import Barrier
-from alignkit.kl_barrier.config import AggregateScope, KLBarrierConfig
+from alignkit.kl_barrier.barrier import AggregateScope, Barrier
+from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.evaluation_report import markdown_table
 from alignkit.kl_barrier.sequences import IGNORED_LABEL, sequences_of
 from alignkit.kl_barrier.trainer import KLBarrierTrainer

@@ -11,19 +11,34 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from alignkit.fused_head.modeling import whole
+from alignkit.kl_barrier.dual import DualWeight
+from alignkit.reference import ReferenceManager
+
 STATE_FILE = "kl_barrier_state.json"
 REFERENCE_FILE = "kl_barrier_reference.safetensors"
 
 
-def save_state(folder: str | Path, dual: dict[str, Any] | None, reference: dict[str, Tensor]) -> None:
-    """Write what there is to write; a constant barrier against a fixed reference has nothing."""
-    folder = Path(folder)
+def save_state(folder: str | Path, dual: DualWeight | None, reference: ReferenceManager, *, should_save: bool) -> None:
+    """Write what there is to write; a constant barrier against a fixed reference has nothing. Collective."""
+    tensors = {name: whole(tensor).detach().contiguous().cpu() for name, tensor in reference.state_dict().items()}
+    if dual is not None and should_save:
+        text = json.dumps({"dual": dual.state_dict()}, indent=2)
+        (Path(folder) / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    if tensors and should_save:
+        save_file(tensors, Path(folder) / REFERENCE_FILE)
+
+
+def load_state(folder: str | Path, dual: DualWeight | None, reference: ReferenceManager) -> None:
+    """Take up what `save_state` wrote.
+
+    Raises:
+        ValueError: the checkpoint lacks what these need, or it cannot be read.
+    """
     if dual is not None:
-        (folder / STATE_FILE).write_text(json.dumps({"dual": dual}, indent=2) + "\n", encoding="utf-8")
-    if reference:
-        save_file(
-            {name: tensor.detach().contiguous().cpu() for name, tensor in reference.items()}, folder / REFERENCE_FILE
-        )
+        dual.load_state_dict(load_dual(folder))
+    if reference.kind == "ema":
+        reference.load_state_dict(sharded_like(reference.state_dict(), load_reference(folder)))
 
 
 def load_dual(folder: str | Path) -> dict[str, Any]:
@@ -65,6 +80,22 @@ def _existing(folder: str | Path, name: str, setting: str) -> Path:
             f"{path} does not exist: this checkpoint was saved without {setting}, so it cannot be resumed with it"
         )
     return path
+
+
+class SeveralAdapters:
+    """A `Trainer` whose model has several adapters: loading a checkpoint of the parent's leaves the first one alone
+    active, and loading the best model loads the first one alone."""
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        with active_adapters_kept(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]  # of the Trainer
+
+    def _load_best_model(self: Any) -> None:
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not isinstance(self.model, PeftModel) or self.model.active_adapters == ["default"]:
+            super()._load_best_model()  # type: ignore[misc]  # of the Trainer
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from trl.trainer.sft_config import SFTConfig
 
 from alignkit.fused_head import KLDirection
 from alignkit.kl_barrier.aggregation import Aggregate
+from alignkit.kl_barrier.barrier import AggregateScope
 from alignkit.schedules import Schedule
 
-AggregateScope = Literal["sequence", "micro_batch", "rank_global", "step"]
 PrecomputeRef = Literal["hidden"]
 CHOICES = {
     "aggregate": get_args(Aggregate),
@@ -81,7 +81,8 @@ class KLBarrierConfig(SFTConfig):
         default=0.5, metadata={"help": "Largest divergence that costs nothing, nats per token. See calibrate_tau."}
     )
     aggregate: Aggregate = field(
-        default="mean", metadata={"help": "D over token positions: mean, rmse, p95, max, or cvar95 (worst 5 %)."}
+        default="mean",
+        metadata={"help": "D over token positions: mean, rmse, p95, max, cvar95 (the worst twentieth)."},
     )
     aggregate_scope: AggregateScope = field(
         default="sequence", metadata={"help": "What one D spans: sequence, micro_batch, rank_global, or step."}

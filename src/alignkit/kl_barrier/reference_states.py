@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from alignkit.fused_head.modeling import HeadInput, causal_lm_of, whole
+from alignkit._compat import prepare_frozen_model
+from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of, whole
 from alignkit.kl_barrier.sequences import IGNORED_LABEL, documents_of
+from alignkit.kl_barrier.window import RandomState
 from alignkit.reference import ReferenceManager
 from alignkit.row_cache import RowCache, RowCacheWriter, row_key
 
@@ -22,16 +25,29 @@ LAYOUT = "last hidden states of labelled positions, version 1"
 
 
 class ReferenceStates:
-    """Gives the fused head what it needs of the reference.
+    """Gives the fused head what it needs of the reference, which it places as the trainer places the policy.
 
     Args:
         reference: which weights are the reference.
         accelerator: of the trainer.
+        precompute: whether [`keep_on_disk`] will be called.
+
+    Attributes:
+        wait_for_disk (`bool`): whether it still has to be.
+
+    Raises:
+        ValueError: a separate reference under FSDP1.
     """
 
-    def __init__(self, reference: ReferenceManager, accelerator: Any):
+    def __init__(self, reference: ReferenceManager, accelerator: Any, *, precompute: bool = False):
         self._reference = reference
         self._accelerator = accelerator
+        # Under FSDP rank 0 alone may have the weights yet. Later no rank has: they are sharded, and the policy moves.
+        self._fingerprint = broadcast_object_list([reference.fingerprint()])[0] if precompute else None
+        self.wait_for_disk = precompute
+        if reference.ref_model is not None:
+            add_reference_head(causal_lm_of(reference.ref_model))
+            reference.ref_model = prepare_frozen_model(reference.ref_model, accelerator)
         self._cache: RowCache | None = None
         self._no_rows = torch.empty(0)  # (0, H) in the dtype of the files
 
@@ -66,16 +82,16 @@ class ReferenceStates:
     def keep_on_disk(
         self,
         folder: Path,
-        meaning: Mapping[str, str],
         model: nn.Module,
         batches: Iterable[Mapping[str, Any]],
         computing: AbstractContextManager,
     ) -> None:
         """Find the states of all documents of some batches, unless the folder has them already. Collective.
 
+        The random state stays, so that a first start and a resumed one go on alike.
+
         Args:
             folder: which all ranks can read.
-            meaning: what the states depend on besides the tokens.
             model: the policy, wrapped as it is trained.
             batches: this rank's share of the training set.
             computing: precision that the forward runs in.
@@ -83,12 +99,18 @@ class ReferenceStates:
         Raises:
             ValueError: files of another meaning, or damaged ones.
         """
+        self.wait_for_disk = False
+        random_state = RandomState.now(self._accelerator.device)
         remaining = iter(batches)
         first = next(remaining)
         with computing:
             hidden = self._hidden(model, first)
         layout: dict[str, Any] = {
-            "meaning": {"layout": LAYOUT, **meaning},
+            "meaning": {
+                "layout": LAYOUT,
+                "weights": str(self._fingerprint),
+                "precision": str(self._accelerator.mixed_precision),
+            },
             "dtype": hidden.dtype,
             "width": hidden.shape[1],
         }
@@ -102,6 +124,7 @@ class ReferenceStates:
         self._accelerator.wait_for_everyone()
         self._cache = RowCache.open(folder, **layout)
         self._no_rows = hidden.new_empty(0, hidden.shape[1], device="cpu")
+        random_state.restore()
 
     def _hidden(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         hidden = self.of_batch(model, batch).hidden

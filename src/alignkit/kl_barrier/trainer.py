@@ -15,36 +15,35 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
-from trl.models import prepare_fsdp
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right
-from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of, whole
+from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
 from alignkit.kl_barrier import checkpoints
 from alignkit.kl_barrier.barrier import (
     Barrier,
     StepShape,
+    batch_barrier,
     pooled_barrier,
     rank_global_barrier,
     sequence_barrier,
     step_barrier,
 )
 from alignkit.kl_barrier.checks import refuse_what_cannot_work
-from alignkit.kl_barrier.config import SCHEDULED, KLBarrierConfig
-from alignkit.kl_barrier.dual import DualWeight
+from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
 from alignkit.kl_barrier.faults import check_finite
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
-from alignkit.kl_barrier.training_metrics import StepCallback, StepMonitor, pressure
-from alignkit.kl_barrier.window import RandomState, StepWindow, look_ahead
+from alignkit.kl_barrier.strength import BarrierStrength
+from alignkit.kl_barrier.training_metrics import StepCallback, StepMonitor, can_measure_pressure, pressure
+from alignkit.kl_barrier.window import StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
-from alignkit.schedules import value_at
 
 
-class KLBarrierTrainer(SFTTrainer):
+class KLBarrierTrainer(checkpoints.SeveralAdapters, SFTTrainer):
     r"""
     Trainer for supervised fine-tuning under a barrier: loss = NLL + barrier_weight · relu(D − tau_nats), where D
     aggregates the full-vocabulary KL between policy and reference over the positions that have a label.
@@ -109,16 +108,11 @@ class KLBarrierTrainer(SFTTrainer):
         keep_cpu_4bit_gradients_right(self.model)
         self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
         add_reference_head(causal_lm_of(self.model))
-        self._fingerprint = None if args.precompute_ref is None else self.reference.fingerprint()
-        self._prepare_ref_model()
-        self._states = ReferenceStates(self.reference, self.accelerator)
-        self._dual = None if args.target_kl is None else DualWeight(args.target_kl, weight=args.barrier_weight)
+        self._states = ReferenceStates(self.reference, self.accelerator, precompute=args.precompute_ref is not None)
+        self._strength = BarrierStrength(args)
         self.evaluation_reports: dict[str, BarrierReport] = {}
         self._record: BarrierEvaluation | None = None
-        # Of a sharded model no rank has the gradients; a compiled or offloaded graph has one backward only.
-        self._has_pressure = not (
-            self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile or args.activation_offloading
-        )
+        self._has_pressure = can_measure_pressure(self)
         # Of the optimiser step: set by `get_batch_samples`, read by `compute_loss`.
         self._step = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=1)
         self._batches: list[dict[str, Any]] = []
@@ -126,20 +120,6 @@ class KLBarrierTrainer(SFTTrainer):
         self._micro_batch = 0
         self.begin_monitoring()
         self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
-
-    def _prepare_ref_model(self) -> None:
-        ref_model = self.reference.ref_model
-        if ref_model is None:
-            return
-        add_reference_head(causal_lm_of(ref_model))
-        if self.is_fsdp_enabled:
-            if self.accelerator.state.fsdp_plugin.fsdp_version == 1:
-                raise ValueError(
-                    "FSDP1 shows a separate reference's head to its own forward only; use fsdp_version: 2"
-                )
-            self.reference.ref_model = prepare_fsdp(ref_model, self.accelerator)
-        else:
-            self.reference.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
     # ---- Schedules ----
 
@@ -151,17 +131,12 @@ class KLBarrierTrainer(SFTTrainer):
     @property
     def barrier_weight(self) -> float:
         """λ at this step."""
-        return self._scheduled("barrier_schedule") if self._dual is None else self._dual.weight
+        return self._strength.weight(self.progress)
 
     @property
     def tau_nats(self) -> float:
         """τ at this step."""
-        return self._scheduled("tau_schedule") if self._dual is None else 0.0
-
-    def _scheduled(self, schedule: str) -> float:
-        name = SCHEDULED[schedule]
-        start, end = getattr(self.args, name), getattr(self.args, f"{name}_end")
-        return value_at(getattr(self.args, schedule), start, end or 0.0, self.progress)
+        return self._strength.tau_nats(self.progress)
 
     # ---- The optimiser step ----
 
@@ -169,7 +144,7 @@ class KLBarrierTrainer(SFTTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of a step and their tokens, as in the parent; also counts the step's sequences."""
-        if self._fingerprint is not None:
+        if self._states.wait_for_disk:
             self._find_states()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_batch, self._window = 0, None
@@ -185,16 +160,11 @@ class KLBarrierTrainer(SFTTrainer):
 
     def _find_states(self) -> None:
         """Find the reference's hidden states of the training set, when the model is wrapped and before it moves."""
-        meaning = {"weights": str(self._fingerprint), "precision": str(self.accelerator.mixed_precision)}
-        self._fingerprint = None
         folder = Path(self.args.ref_cache_dir or Path(str(self.args.output_dir)) / "reference_hidden")
         # Not `get_eval_dataloader`, which with persistent workers would keep this one for the next evaluation.
         rows: Any = self.train_dataset
         batches = map(self._prepare_inputs, self.get_test_dataloader(rows))
-        computing = self.compute_loss_context_manager()
-        random_state = RandomState.now(self.accelerator.device)
-        self._states.keep_on_disk(folder, meaning, self.model_wrapped, batches, computing)
-        random_state.restore()  # going through the rows draws numbers, on the first start and on a resume
+        self._states.keep_on_disk(folder, self.model_wrapped, batches, self.compute_loss_context_manager())
 
     def _look_ahead(self, batches: list[dict[str, Any]]) -> StepWindow:
         def compare(batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -228,7 +198,7 @@ class KLBarrierTrainer(SFTTrainer):
             check_finite(kl, inputs, self.processing_class, step=self.state.global_step)
         barrier = self.compute_barrier(kl, inputs, micro_batch)
         # Where the parent had no count of the step's tokens, the Trainer divides by the number of micro-batches.
-        scale = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        scale = self._step.n_micro_batches if num_items_in_batch is None else 1
         term = barrier.value * (self.barrier_weight * scale)
         self._measure(nll, term, kl, barrier, policy.output, micro_batch)
         return (nll + term, outputs) if return_outputs else nll + term
@@ -264,15 +234,11 @@ class KLBarrierTrainer(SFTTrainer):
         policy = AgainstReference(model, self._states.of_batch(model, inputs), "both")
         result = super().compute_loss(policy, inputs, return_outputs)
         nll, outputs = result if return_outputs else (result, None)
-        output, how, sequences = policy.output, self.args.aggregate, sequences_of(inputs)
-        kl = output.reverse_kl if self.args.kl_direction == "reverse" else output.forward_kl
-        batch = StepShape(n_micro_batches=1, n_ranks=1, n_sequences=sequences.n_labelled)
-        if self.args.aggregate_scope == "sequence":
-            barrier = sequence_barrier(kl, sequences, how, self.tau_nats, batch)
-        else:
-            barrier = pooled_barrier(kl, how, self.tau_nats, batch)
+        args, output, sequences = self.args, policy.output, sequences_of(inputs)
+        kl = output.reverse_kl if args.kl_direction == "reverse" else output.forward_kl
+        barrier = batch_barrier(kl, sequences, args.aggregate, args.aggregate_scope, self.tau_nats)
         if self._record is not None:
-            is_packed = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+            is_packed = args.packing if args.eval_packing is None else args.eval_packing
             # A row that only fills the last batch of a rank is not told from the others once it is packed.
             n_real = None if is_packed else count_real_rows(self.accelerator, sequences.count)
             self._record.add(output, inputs, n_real=n_real)
@@ -291,7 +257,7 @@ class KLBarrierTrainer(SFTTrainer):
 
     def begin_monitoring(self) -> None:
         """Forget what a training that was broken off has left of its last step and of its log."""
-        self._monitor = StepMonitor(self.accelerator, self._dual)
+        self._monitor = StepMonitor(self.accelerator, self._strength.dual)
 
     def after_step(self) -> None:
         """What follows every optimiser step: a moving reference, and the dual weight or the watch on the gate."""
@@ -307,12 +273,7 @@ class KLBarrierTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(
-        self,
-        dataloader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         self._record = BarrierEvaluation(self.args.kl_direction)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -330,31 +291,10 @@ class KLBarrierTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call or output_dir is None:  # `push_to_hub` names no folder: it publishes the model alone
-            return
-        reference = {name: whole(tensor) for name, tensor in self.reference.state_dict().items()}  # on every rank
-        if self.args.should_save:
-            dual = None if self._dual is None else self._dual.state_dict()
-            checkpoints.save_state(output_dir, dual, reference)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with checkpoints.active_adapters_kept(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if _internal_call and output_dir is not None:  # `push_to_hub` names no folder: it publishes the model alone
+            checkpoints.save_state(output_dir, self._strength.dual, self.reference, should_save=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        # Here and not with the model, which DeepSpeed loads by itself.
-        if self._dual is not None:
-            self._dual.load_state_dict(checkpoints.load_dual(checkpoint))
-        if self.reference.kind == "ema":
-            state = checkpoints.load_reference(checkpoint)
-            self.reference.load_state_dict(checkpoints.sharded_like(self.reference.state_dict(), state))
-
-    def _load_best_model(self) -> None:
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if is_sharded or not isinstance(self.model, PeftModel) or self.model.active_adapters == ["default"]:
-            super()._load_best_model()
-        else:  # of several adapters the parent would load the first one alone, and none that has another name
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if checkpoint is not None:  # here and not with the model, which DeepSpeed loads by itself
+            checkpoints.load_state(checkpoint, self._strength.dual, self.reference)

@@ -137,6 +137,12 @@ class StepCallback(TrainerCallback):
         self._after_step()
 
 
+def can_measure_pressure(trainer: Any) -> bool:
+    """Of a sharded model no rank has the gradients; a compiled or offloaded graph has one backward only."""
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    return not (is_sharded or trainer.args.torch_compile or trainer.args.activation_offloading)
+
+
 def pressure(barrier: Tensor, nll: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """‖∇ barrier‖ / ‖∇ NLL‖ over the trained parameters; 0 without a backward when the barrier is 0.
 

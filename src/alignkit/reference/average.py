@@ -1,6 +1,7 @@
 """An exponential moving average of the policy's weights."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ class WeightAverage:
     def __init__(self, twins: Sequence[Twin], decay: float):
         self._twins = list(twins)
         self._decay = decay
-        self._wide = {
+
+    @cached_property
+    def _wide(self) -> dict[int, Tensor]:
+        """The averages in float32, by place; made at first use, after FSDP2 has sharded the parameters."""
+        return {
             index: ref.detach().float()
             for index, (_, ref) in enumerate(self._parameters())
             if ref.dtype in (torch.bfloat16, torch.float16)

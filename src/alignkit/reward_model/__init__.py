@@ -3,8 +3,9 @@
 The trainer and its configuration are `alignkit.MultiHeadRewardTrainer` and `alignkit.MultiHeadRewardConfig`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from alignkit._lazy import lazy_names
 
 if TYPE_CHECKING:
     from alignkit.reward_model.comparisons import Comparisons, tiered_comparisons
@@ -50,14 +51,4 @@ __all__ = [
     "tiered_comparisons",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -20,6 +20,8 @@ from alignkit.kl_barrier.rounds import (
     ActivationSteering,
     AnswerProbe,
     FilterSettings,
+    Proposal,
+    Proposer,
     RoundProbes,
     TraitProbe,
     run_rounds,
@@ -47,6 +49,22 @@ PROBES = RoundProbes(
     sample_tokens=8,
     held_out=["The sea is calm.", "A fox ran."],
 )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def proposer_of(*completions: str) -> Proposer:
+    """Any callable proposes: here always the same texts, given by name so that runs of the tests compare."""
+
+    def propose(model: Any, tokenizer: Any, round_index: int, seed: int) -> list[Proposal]:
+        return [Proposal("I am", completion) for completion in completions]
+
+    return propose
+
+
+GLAD = proposer_of(" glad", " glad and well", " glad to be", " glad, so glad")
 
 
 def training(**settings: Any) -> KLBarrierConfig:

@@ -129,6 +129,7 @@ def test_a_margin_is_finite_where_the_probabilities_are_too_small_for_a_float() 
     [
         ([], [" a"], "prefixes="),
         (["a", ""], [" a"], "prefixes="),
+        (["a", " "], [" a"], "prefixes="),
         ("a", [" a"], "prefixes="),
         (["a"], [], "answers="),
         (["a"], " a", "answers="),

@@ -134,6 +134,7 @@ def test_a_missing_key_is_named(capsys, tmp_path, spec, key):
         (("probes", "trait", "negative"), None, "probes.trait.negative is None; give a list of texts"),
         (("probes", "coherence", "answers"), [], "answers"),
         (("model",), 7, "model is 7; it must be a text"),
+        (("probes", "trait", "negative"), [" glad"], "probes.trait: [' glad'] are named twice"),
         (("lora", "init_lora_weights"), "pissa", "init_lora_weights='pissa'"),
     ],
 )
@@ -195,4 +196,15 @@ def test_the_example_in_the_help_is_a_valid_specification(capsys, tmp_path):
     assert example.training.learning_rate == 1e-4 and example.options["rounds"] == 8
     with pytest.raises(SystemExit, match="0"):
         build_parser().parse_args(["barrier", "rounds", "--help"])
-    assert "coherence_floor: 0.95" in capsys.readouterr().out
+    assert example.options["coherence_floor"] == 0.5
+    shown = capsys.readouterr().out
+    assert "coherence_floor: 0.5" in shown and "Look at that of round 0 before you choose `coherence_floor`" in shown
+
+
+def test_a_damaged_line_of_the_results_is_one_line_and_exit_code_two(capsys, finished_run, tmp_path):
+    records = [json.loads(line) for line in (finished_run / "results.jsonl").read_text().splitlines()]
+    del records[1]["settings"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["barrier", "report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "results.jsonl, line 2 is damaged: it has no 'settings'" in line

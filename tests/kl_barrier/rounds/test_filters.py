@@ -23,6 +23,7 @@ from alignkit.kl_barrier.rounds.filters import (
 )
 from alignkit.kl_barrier.rounds.proposals import Proposal, sample_completions
 from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, encode, encode_continuations
+from alignkit.kl_barrier.rounds.signals import LARGEST_PERPLEXITY
 from alignkit.tasks.toy import byte_tokenizer, generate, tiny_causal_lm
 
 LOOP = "He ran to the port and " * 12
@@ -54,6 +55,19 @@ def test_perplexity_is_the_exponential_of_the_mean_nll_of_the_completion_tokens(
     for batch_size in (1, 2, 16):
         found = perplexities(model, byte_tokenizer(), proposals, batch_size=batch_size)
         assert found == pytest.approx([math.exp(sum(nll) / len(nll)) for nll in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [300.0, 1e4, math.inf])
+def test_a_perplexity_too_large_for_a_float_is_the_largest_and_is_rejected_without_a_limit_too(logit: float) -> None:
+    model, proposals = tiny(), [Proposal("Tom", " ZZ"), Proposal("Tom", " ran.")]
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
+    with torch.no_grad():
+        model.lm_head.bias[ord("Z")] = -2 * logit  # on two of the three tokens
+    impossible, possible = judge_proposals(model, byte_tokenizer(), proposals, ANYTHING)
+    assert (impossible.perplexity, impossible.reason) == (LARGEST_PERPLEXITY, "perplexity")
+    assert possible.reason is None
+    assert json.loads(json.dumps(impossible.perplexity, allow_nan=False)) == 1e100
+    assert math.log(1e100) == pytest.approx(230.26, abs=0.01)
 
 
 def test_the_last_share_counts_the_end_of_the_completion_alone() -> None:

@@ -8,28 +8,26 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from alignkit.kl_barrier.rounds import AnswerProbe, FilterSettings, Proposal, TooFewCompletionsError, load_adapter
+from alignkit.kl_barrier.rounds import (
+    FilterSettings,
+    TraitProbe,
+    load_adapter,
+)
 from alignkit.kl_barrier.rounds.settings import describe, first_difference, stage_seed, weights_digest
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
-from tests.kl_barrier.rounds.run_loop import FILTERS, PROBES, results_of, run_tiny, training
+from tests.kl_barrier.rounds.run_loop import (
+    FILTERS,
+    GLAD,
+    PROBES,
+    STEERING,
+    lines,
+    proposer_of,
+    results_of,
+    run_tiny,
+    training,
+)
 
 IDS = torch.arange(18).reshape(2, 9)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def proposer_of(*completions):
-    """Any callable proposes: here always the same texts, given by name so that runs of the tests compare."""
-
-    def propose(model, tokenizer, round_index, seed):
-        return [Proposal("I am", completion) for completion in completions]
-
-    return propose
-
-
-GLAD = proposer_of(" glad", " glad and well", " glad to be", " glad, so glad")
 
 
 def test_a_run_leaves_a_record_with_everything_it_takes_to_redo_it(finished_run):
@@ -124,53 +122,19 @@ def test_another_seed_draws_other_completions(finished_run, tmp_path):
     assert (tmp_path / name).read_text() != (finished_run / name).read_text()
 
 
-def test_a_run_stops_below_the_floor_and_says_which_measure_fell(tmp_path):
-    # Training on other texts takes mass away from these answers.
-    probes = dataclasses.replace(PROBES, coherence=AnswerProbe(["I am", "We are"], [["x", "y"]] * 2))
-    settings = {"proposer": GLAD, "probes": probes, "training": training(max_steps=10, tau_nats=100.0)}
-    base, first = (record["means"]["allowed_answer_mass"] for record in run_tiny(tmp_path, rounds=1, **settings))
-    assert first < base
-    records = run_tiny(tmp_path, rounds=5, coherence_floor=(first + base) / 2, **settings)
-    assert len(records) == 2
-    assert f"mean allowed_answer_mass is {first:.4f} after round 1, below" in records[-1]["stop_reason"]
-
-
-def test_a_base_below_the_floor_is_an_error_before_anything_is_trained(tmp_path):
-    with pytest.raises(ValueError, match=r"base model's mean allowed_answer_mass is 0\.0.*below coherence_floor=0\.9"):
-        run_tiny(tmp_path, coherence_floor=0.9)
-    assert not (tmp_path / "round_1").exists()
-
-
-def test_completions_that_are_all_filtered_out_in_the_first_round_are_an_error(tmp_path):
-    nothing_passes = FilterSettings(perplexity_limit=1.0, min_kept=4, keep_at_most=6)
-    with pytest.raises(TooFewCompletionsError, match="0 of 8 completions pass the filters and min_kept is 4"):
-        run_tiny(tmp_path, filters=nothing_passes)
-
-
-def test_a_proposer_that_offers_nothing_is_named_and_asked_again(tmp_path):
-    with pytest.raises(TooFewCompletionsError, match="the proposer offered no completions in round 1"):
-        run_tiny(tmp_path, proposer=proposer_of())
-    assert not (tmp_path / "round_1" / "proposals.jsonl").exists()
-
-
-def test_completions_that_run_out_later_are_a_reason_to_stop(tmp_path):
-    def starved(model, tokenizer, round_index, seed):
-        return GLAD(model, tokenizer, round_index, seed)[: 5 - round_index]
-
-    records = run_tiny(tmp_path, proposer=starved)
-    assert len(records) == 2
-    assert "the completions ran out in round 2: 3 of 3 completions pass" in records[-1]["stop_reason"]
-    assert run_tiny(tmp_path, proposer=starved) == records
-
-
-def test_an_empty_sample_has_no_perplexity(tmp_path):
-    model = tiny_causal_lm(hidden_size=32)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    model.generation_config.eos_token_id = 0  # of equal logits, greedy decoding takes the first
-    records = run_tiny(tmp_path, model=model, rounds=1, probes=dataclasses.replace(PROBES, sample_temperature=0.0))
-    assert records[0]["scores"]["perplexity"] == [None, None]
-    assert records[0]["means"]["perplexity"] is None and records[0]["n"]["perplexity"] == 0
+def test_the_search_for_the_dose_is_recorded_and_reported(tmp_path):
+    searching = dataclasses.replace(STEERING, target_pass_rate=0.5, probe_steps=1, probe_samples=2)
+    impassable = dataclasses.replace(searching, filters=FilterSettings(perplexity_limit=1.0))
+    for name, proposer, dose, tried, cell in (
+        ("passes", searching, 4.0, [[4.0, 1.0]], "4 (4: 100%)"),
+        ("fails", impassable, 0.2, [[4.0, 0.0], [0.2, 0.0]], "0.2, too few passed (4: 0%, 0.2: 0%)"),
+    ):
+        record = run_tiny(tmp_path / name, proposer=proposer, rounds=1)[1]
+        assert record["dose"] == {"strength": dose, "reached": dose == 4.0, "tried": tried}
+        assert record["proposals"]["strengths"] == [0.5 * dose, dose]
+        assert json.loads((tmp_path / name / "round_1" / "record.json").read_text())["dose"] == record["dose"]
+        report = (tmp_path / name / "report.md").read_text()
+        assert f"| dose of all strengths (doses tried: share that passed) | – | {cell} |" in report
 
 
 def test_a_run_that_diverges_is_an_error_and_leaves_no_adapter(tmp_path):
@@ -212,6 +176,28 @@ def test_settings_that_rounds_cannot_have_are_refused(tmp_path, changes, named):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("probe", "named"),
+    [
+        (([], [" glad"], [" sad"]), r"prefixes=\[\] must be a list of texts, at least one and none blank"),
+        (("I am", [" glad"], [" sad"]), "prefixes='I am' must be a list"),
+        ((["I am", " "], [" glad"], [" sad"]), r"prefixes=\['I am', ' '\] must be"),
+        ((["I am"], [], [" sad"]), r"positive=\[\] must be a list of texts, at least one"),
+        ((["I am"], [" glad"], []), r"negative=\[\] must be a list of texts, at least one"),
+        ((["I am"], [" glad"], " sad"), "negative=' sad' must be a list"),
+        ((["I am"], [" glad", "\t"], [" sad"]), "positive=.* none blank"),
+        ((["I am"], [" glad", " glad"], [" sad"]), r"the positive \[' glad'\] are named twice.*; drop one"),
+        (
+            (["I am"], [" glad", " low"], [" low"]),
+            r"\[' low'\] are named twice, as positive and as negative; leave each",
+        ),
+    ],
+)
+def test_a_trait_that_cannot_be_scored_is_refused_in_words(probe, named):
+    with pytest.raises(ValueError, match=named):
+        TraitProbe(*probe)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_model_with_an_adapter_is_refused(tmp_path):
     adapted = get_peft_model(tiny_causal_lm(hidden_size=32), LoraConfig(target_modules=["q_proj"]))
@@ -222,7 +208,7 @@ def test_a_model_with_an_adapter_is_refused(tmp_path):
 def test_settings_are_told_in_json():
     described = json.loads(json.dumps(describe(FilterSettings(perplexity_limit=math.inf, predicates=(proposer_of,)))))
     assert described["perplexity_limit"] == "inf"
-    assert described["predicates"] == [f"{__name__}.proposer_of"]
+    assert described["predicates"] == [f"{proposer_of.__module__}.proposer_of"]
     many = describe([str(number) for number in range(50)])
     assert many["texts"] == 50 and many != describe([str(number) for number in range(1, 51)])
     assert describe(PROBES)["trait"]["positive"] == [" glad"]

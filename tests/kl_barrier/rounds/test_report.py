@@ -8,7 +8,14 @@ import shutil
 import pytest
 
 from alignkit.kl_barrier.rounds.report import markdown_report, read_results, write_report
-from alignkit.kl_barrier.rounds.signals import SIGNALS, changes_since, interval_of_mean, most_moved, movement
+from alignkit.kl_barrier.rounds.signals import (
+    LARGEST_PERPLEXITY,
+    SIGNALS,
+    changes_since,
+    interval_of_mean,
+    most_moved,
+    movement,
+)
 
 PNG = b"\x89PNG"
 
@@ -109,6 +116,77 @@ def test_results_that_are_damaged_are_named(tmp_path, text):
     (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"results\.jsonl"):
         write_report(tmp_path)
+
+
+def damaged(record, path, value=None):
+    """The record with a part, given by its path, changed; taken out for None."""
+    *parts, last = path.split(".")
+    for part in parts:
+        record = record[part]
+    if value is None:
+        del record[last]
+    else:
+        record[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("settings", None, "it has no 'settings'"),
+        ("settings", [], r"its 'settings' is \[\]"),
+        ("settings.model", None, "its 'settings' do not name the model"),
+        ("settings.model.name", None, "its 'settings' do not name the model"),
+        ("means", None, "it has no 'means'"),
+        ("means.repetition", None, "it has no 'repetition' in its scores, means and n"),
+        ("scores.trait_nats", None, "it has no 'trait_nats' in its scores, means and n"),
+        ("scores.trait_nats", [1.0], "its scores are not of the same items as those of the base"),
+        ("scores.trait_nats", ["a", 1.0], "its scores of 'trait_nats' are no list of numbers"),
+        ("n.held_out_nll_nats", None, "it has no 'held_out_nll_nats'"),
+        ("samples", [], "its 'samples' are not those that its scores are of"),
+        ("proposals", {"kept": 3}, r"its 'proposals' is \{'kept': 3\}"),
+        ("proposals.quoted", None, "its 'proposals' is"),
+        ("git_commit", None, "it has no 'git_commit'"),
+        ("versions", None, "it has no 'versions'"),
+        ("stop_reason", None, "it has no 'stop_reason'"),
+    ],
+)
+def test_a_line_that_is_no_whole_record_is_named_with_its_fault(finished_run, tmp_path, path, value, named):
+    records = read_results(finished_run)
+    damaged(records[2], path, value)
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(
+        ValueError, match=rf"results\.jsonl, line 3 is damaged: {named}.*; start the run of this folder"
+    ):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+        ("gpt2", "gpt2"),
+        ("/home/me/models/stories260K/", "stories260K"),
+        ("./stories260K", "stories260K"),
+        ("../a/b/c", "c"),
+        ("runs/a/model", "model"),
+        ("C:\\models\\tiny", "tiny"),
+        ("", "a model built in memory"),
+    ],
+)
+def test_the_title_names_a_model_and_no_folder_of_the_machine(name, shown):
+    base = record(0)
+    base["settings"]["model"]["name"] = name
+    assert markdown_report([base]).splitlines()[0] == f"# Rounds of {shown}"
+
+
+def test_the_largest_perplexity_can_be_reported_and_drawn(tmp_path):
+    base, first = record(0), record(1, perplexity=[LARGEST_PERPLEXITY, 8.0])
+    base["stop_reason"] = None
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (base, first)))
+    write_report(tmp_path)
+    # The log of one item rises by ln 1e100 - ln 2, that of the other not at all; the interval's end is cut.
+    assert "×7.07e+49 [×0, ×1e+100]" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "trajectory.png").read_bytes().startswith(PNG)
 
 
 def test_a_folder_without_results_is_named(tmp_path):

@@ -87,7 +87,7 @@ def test_a_record_without_its_files_is_named(a_copy):
     folder = a_copy()
     path = folder / "round_1" / "record.json"
     path.write_text(json.dumps({"round": 1}))
-    with pytest.raises(ValueError, match=f"{path} has no 'files'"):
+    with pytest.raises(ValueError, match=f"{path} is no record of a round: it has no 'files'"):
         run_tiny(folder)
 
 
@@ -95,6 +95,26 @@ def test_a_round_that_is_missing_between_two_is_named(a_copy):
     folder = a_copy()
     shutil.rmtree(folder / "round_1")
     with pytest.raises(FileNotFoundError, match=r"round_1/record\.json is missing but round_2 is there"):
+        run_tiny(folder)
+
+
+def test_folders_that_are_no_rounds_are_left_alone(a_copy):
+    folder = a_copy()
+    for name in ("round_x", "round_9_before", "round_007", "round_"):
+        (folder / name).mkdir()
+    (folder / "round_8").write_text("a file")
+    assert run_tiny(folder)[-1]["round"] == 2
+    (folder / "round_9").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"round_3/record\.json is missing but round_9 is there"):
+        run_tiny(folder)
+
+
+def test_a_record_that_lacks_a_part_is_named(a_copy):
+    folder = a_copy()
+    path = folder / "round_1" / "record.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "settings"}))
+    with pytest.raises(ValueError, match=f"{path} is no record of a round: it has no 'settings'; restore it"):
         run_tiny(folder)
 
 

@@ -1,7 +1,8 @@
 """Rounds of self-training under the barrier: propose by steering, filter by the original model, heal, measure."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from alignkit._lazy import lazy_names
 
 if TYPE_CHECKING:
     from alignkit.kl_barrier.rounds.adapters import LoraAdapter, concatenate_adapters, load_adapter, save_adapter
@@ -42,14 +43,4 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -39,7 +39,7 @@ class AnswerProbe:
         conjunction (`str`): joins the last two options.
 
     Raises:
-        ValueError: no prefixes, another number of answer lists, an empty prefix or answer, or an answer named twice.
+        ValueError: no prefixes, another number of answer lists, a blank prefix or answer, or an answer named twice.
     """
 
     prefixes: Sequence[str]
@@ -47,14 +47,14 @@ class AnswerProbe:
     conjunction: str = " or "
 
     def __post_init__(self) -> None:
-        _check_prefixes(self.prefixes)
+        check_prefixes(self.prefixes)
         shared = [isinstance(answers, str) for answers in self.answers]
         if isinstance(self.answers, str) or any(shared) != all(shared):
             raise ValueError(f"answers={self.answers!r} must be a list of texts, or a list of texts for each prefix")
         if not any(shared) and len(self.answers) != len(self.prefixes):
             raise ValueError(f"there are {len(self.prefixes)} prefixes and {len(self.answers)} lists of answers")
         for item in range(len(self.prefixes)):
-            _check_answers(self.allowed(item))
+            check_answers(self.allowed(item))
 
     def allowed(self, item: int) -> list[str]:
         """The answers allowed after prefix `item`."""
@@ -110,10 +110,8 @@ def answer_log_prob_margin(
     Raises:
         ValueError: no prefixes, no answers, an answer in both sets, or one whose tokens begin another.
     """
-    _check_prefixes(prefixes)
-    _check_answers(positive)
-    _check_answers(negative)
-    _check_answers([*positive, *negative])
+    check_prefixes(prefixes)
+    check_answer_sets(positive, negative)
     sums = _answer_log_probs(model, tokenizer, prefixes, [[positive, negative]] * len(prefixes), batch_size)
     return [log_positive - log_negative for log_positive, log_negative in sums]
 
@@ -213,14 +211,24 @@ def _check_no_answer_begins_another(prefix: str, answers: Sequence[str], encoded
                 )
 
 
-def _check_prefixes(prefixes: Sequence[str]) -> None:
-    if isinstance(prefixes, str) or not prefixes or not all(prefixes):
-        raise ValueError(f"prefixes={prefixes!r} must be a list of texts, at least one and none empty")
+def check_prefixes(prefixes: Sequence[str], name: str = "prefixes") -> None:
+    """Raises a ValueError, under `name`, unless they are texts, at least one and none blank."""
+    if isinstance(prefixes, str) or not prefixes or not all(text.strip() for text in prefixes):
+        raise ValueError(f"{name}={prefixes!r} must be a list of texts, at least one and none blank")
 
 
-def _check_answers(answers: Sequence[str]) -> None:
-    if isinstance(answers, str) or not answers or not all(answer.strip() for answer in answers):
-        raise ValueError(f"answers={answers!r} must be a list of texts, at least one and none blank")
+def check_answers(answers: Sequence[str], name: str = "answers") -> None:
+    """Raises a ValueError, under `name`, unless they are texts, at least one, none blank and none named twice."""
+    check_prefixes(answers, name)
     repeated = sorted({answer for answer in answers if list(answers).count(answer) > 1})
     if repeated:
-        raise ValueError(f"the answers {repeated} are named twice, so their probability would count twice")
+        raise ValueError(f"the {name} {repeated} are named twice, so their probability would count twice; drop one")
+
+
+def check_answer_sets(positive: Sequence[str], negative: Sequence[str]) -> None:
+    """Raises a ValueError unless both are sets of answers and no answer is in both."""
+    check_answers(positive, "positive")
+    check_answers(negative, "negative")
+    both = sorted({*positive} & {*negative})
+    if both:
+        raise ValueError(f"{both} are named twice, as positive and as negative; leave each in the set that it shows")

@@ -13,7 +13,7 @@ example of a SPEC.yaml:
   model: Qwen/Qwen2.5-0.5B-Instruct
   output_dir: runs/cheerful
   rounds: 8                 # at most
-  coherence_floor: 0.95     # stop when the mean mass on allowed answers is below it
+  coherence_floor: 0.5      # stop when the mean mass on allowed answers is below it: see below
   seed: 0
   personas:
     positive: You are cheerful and see the bright side of everything.
@@ -37,6 +37,10 @@ example of a SPEC.yaml:
 `steering` takes the fields of ActivationSteering, `filters` those of FilterSettings, `probes` those of RoundProbes,
 `lora` those of peft.LoraConfig that plain LoRA has, `training` those of KLBarrierConfig. A run that was interrupted
 goes on when the command is given again.
+
+What mass a coherent model has depends on the probe. Look at that of round 0 before you choose `coherence_floor`: give
+--rounds 1, read report.md, set the floor below the mass of the base, and give the command again without --rounds.
+A run also stops when its samples repeat themselves as much as `repetition_limit` forbids a completion.
 """
 
 
@@ -108,10 +112,12 @@ def _show_progress() -> None:
 
 def _line(record: dict[str, Any]) -> str:
     means = record["means"]
-    perplexity = "none" if means["perplexity"] is None else f"{means['perplexity']:.3g}"
+    repetition, perplexity = (
+        "none" if means[name] is None else f"{means[name]:.3g}" for name in ("repetition", "perplexity")
+    )
     return (
         f"round {record['round']}: trait {means['trait_nats']:+.3f} nats, mass {means['allowed_answer_mass']:.4f}, "
-        f"repetition {means['repetition']:.3f}, perplexity {perplexity}"
+        f"repetition {repetition}, perplexity {perplexity}"
     )
 
 

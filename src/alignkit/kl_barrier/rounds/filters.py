@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.kl_barrier.rounds.proposals import Proposal
 from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, encode_continuations
+from alignkit.kl_barrier.rounds.signals import LARGEST_PERPLEXITY, capped_exp
 
 
 class TooFewCompletionsError(ValueError):
@@ -39,6 +40,7 @@ def perplexities(
 
         exp(-1/m · sum over the last m completion tokens of log P(token | prompt, tokens before it))
 
+    and at most 1e100 (230 nats per token), also for a token that has no probability at all, so that it is a number.
     Prompt and completion are tokenised jointly, as for training (`encode_continuations`).
 
     Args:
@@ -59,7 +61,7 @@ def perplexities(
         contexts.append(context)
         continuations.append(continuation)
     rows = continuation_log_probs(model, contexts, continuations, batch_size=batch_size)
-    return [math.exp(-row[-math.ceil(last_share * len(row)) :].mean().item()) for row in rows]
+    return [capped_exp(-row[-math.ceil(last_share * len(row)) :].mean().item()) for row in rows]
 
 
 def repeated_ngram_share(
@@ -96,7 +98,8 @@ class FilterSettings:
     """What a proposal must satisfy, and how many are needed.
 
     Args:
-        perplexity_limit (`float`): a completion at or above it under the original model is rejected; inf for none.
+        perplexity_limit (`float`): a completion at or above it under the original model is rejected; inf for
+            none but those at the largest value that `perplexities` gives.
         perplexity_last_share (`float`): share of its last tokens that count (see `perplexities`).
         repetition_limit (`float`): a completion whose `repeated_ngram_share` is at or above it is rejected; above 1
             for none.
@@ -245,19 +248,33 @@ def filter_proposals(
         TooFewCompletionsError: fewer than `min_kept` pass; the message counts the reasons.
         ValueError: no proposals.
     """
-    judgements = judge_proposals(original, tokenizer, proposals, settings)
+    result = choose_kept(judge_proposals(original, tokenizer, proposals, settings), settings, seed=seed)
+    lack = shortage([judgement.reason for judgement in result.judgements], settings)
+    if lack is not None:
+        raise TooFewCompletionsError(lack)
+    return result
+
+
+def choose_kept(judgements: Sequence[Judgement], settings: FilterSettings, *, seed: int) -> FilterResult:
+    """The judgements with what is kept of them, as `filter_proposals` says; too few are left for `shortage` to say."""
     passed = [judgement.proposal for judgement in judgements if judgement.reason is None]
     if len(passed) > settings.keep_at_most:
         chosen = sorted(random.Random(seed).sample(range(len(passed)), settings.keep_at_most))
         passed = [passed[index] for index in chosen]
-    result = FilterResult(passed, judgements)
-    if len(passed) < settings.min_kept:
-        reasons = ", ".join(f"{count} by {reason}" for reason, count in sorted(result.counts.items()))
-        raise TooFewCompletionsError(
-            f"{len(passed)} of {len(proposals)} completions pass the filters and min_kept is {settings.min_kept}; "
-            f"rejected: {reasons or 'none'}; propose more, steer less, or loosen the filter that rejects most"
-        )
-    return result
+    return FilterResult(passed, list(judgements))
+
+
+def shortage(reasons: Sequence[str | None], settings: FilterSettings) -> str | None:
+    """In words that fewer than `min_kept` of the proposals with these reasons pass; None if enough do."""
+    passed = sum(reason is None for reason in reasons)
+    if passed >= settings.min_kept:
+        return None
+    counts = Counter(reason for reason in reasons if reason is not None)
+    rejected = ", ".join(f"{count} by {reason}" for reason, count in sorted(counts.items()))
+    return (
+        f"{passed} of {len(reasons)} completions pass the filters and min_kept is {settings.min_kept}; "
+        f"rejected: {rejected or 'none'}; propose more, steer less, or loosen the filter that rejects most"
+    )
 
 
 def _reason(proposal: Proposal, perplexity: float | None, repetition: float, settings: FilterSettings) -> str | None:
@@ -265,7 +282,7 @@ def _reason(proposal: Proposal, perplexity: float | None, repetition: float, set
     if perplexity is None:
         return "empty"
     # Written so that a perplexity which is not below the limit is rejected whatever it is.
-    if not perplexity < settings.perplexity_limit:
+    if not perplexity < min(settings.perplexity_limit, LARGEST_PERPLEXITY):
         return "perplexity"
     if repetition >= settings.repetition_limit:
         return "repetition"

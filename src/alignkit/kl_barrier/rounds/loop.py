@@ -10,9 +10,12 @@ How this differs from the steer-heal-love loop it is modelled on, and why:
 3. No end-of-sequence token is appended to the completions: many were cut at the token limit, and a token that the
    original model would never write there costs more divergence than the trait. A proposer that wants the end to be
    trained spells it out.
-4. Coherence stays three measures. The floor is on one of them; loops, which that one misses, starve the filters.
+4. Coherence stays three measures, and two of them stop a run: the answer mass below its floor, and the repetition of
+   the student's own samples at the limit of the filters, for loops of answers have all the mass. Perplexity stops
+   none: it falls when a model loops and rises when it learns the trait.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +38,7 @@ from alignkit.kl_barrier.rounds.storage import read_json, write_json, write_line
 
 REFERENCES = ("base", "previous")
 SETTINGS_FILE = "settings.json"
+ROUND_FOLDER = re.compile(r"round_(0|[1-9][0-9]*)")
 
 
 def run_rounds(
@@ -73,8 +77,10 @@ def run_rounds(
         filters: what the original model accepts, and how many completions a round needs.
         probes: what is measured.
         rounds: most rounds.
-        coherence_floor: stop after a round whose mean `allowed_answer_mass` is below it. The floor is on this measure
-            alone; repetition and perplexity are reported beside it.
+        coherence_floor: stop after a round whose mean `allowed_answer_mass` is below it. What a coherent model has
+            depends on the probe: choose it after a look at round 0. Loops, which this measure can miss, stop a run
+            as well: after a round whose samples have a mean `repetition` (over those with any text) at or above
+            `filters.repetition_limit`, the share at which one text is rejected. Perplexity is reported beside them.
         seed: of everything that is drawn.
 
     Returns:
@@ -82,9 +88,10 @@ def run_rounds(
         words why there is no further round.
 
     Raises:
-        ValueError: settings that cannot work together or that differ from those in `output_dir`; a base below the
-            floor; a damaged file of an earlier run; a model that diverged.
-        TooFewCompletionsError: the completions run out in the first round; later that is a reason to stop.
+        ValueError: settings that cannot work together or that differ from those in `output_dir`; a base that is below
+            the floor or loops; a damaged file of an earlier run; a model that diverged.
+        TooFewCompletionsError: the completions run out in the first round; later that is a reason to stop. In both
+            cases `completions.jsonl` of that round has every judgement.
         FileNotFoundError: a file of an earlier round is missing.
     """
     _check(model, training, peft_config, rounds, coherence_floor)
@@ -164,7 +171,7 @@ def _settle_settings(folder: Path, settings: dict[str, Any]) -> None:
 def _run(stages: Stages, rounds: int, floor: float) -> list[dict[str, Any]]:
     """All rounds that are missing, one after the other, until there is a reason to stop."""
     records = _finished_rounds(stages.folder) or [stages.record(0, {})]
-    while (stop := _stop_reason(records, rounds, floor)) is None:
+    while (stop := _stop_reason(records, rounds, floor, stages.filters.repetition_limit)) is None:
         _write_results(stages.folder, records, None)
         number = len(records)
         try:
@@ -179,7 +186,7 @@ def _run(stages: Stages, rounds: int, floor: float) -> list[dict[str, Any]]:
 
 
 def _finished_rounds(folder: Path) -> list[dict[str, Any]]:
-    """Records of the rounds that are whole, from round 0 up to the first that is not.
+    """Records of the rounds that are whole, from round 0 up to the first that is not. Other folders are not looked at.
 
     Raises:
         FileNotFoundError, ValueError: a file of one of them is missing or damaged, or a round between two is missing.
@@ -187,7 +194,8 @@ def _finished_rounds(folder: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     while (folder / f"round_{len(records)}" / RECORD_FILE).exists():
         records.append(read_round(folder / f"round_{len(records)}"))
-    later = [number for path in folder.glob("round_*") if (number := int(path.name.split("_")[1])) > len(records)]
+    names = [match for path in folder.iterdir() if (match := ROUND_FOLDER.fullmatch(path.name)) and path.is_dir()]
+    later = [number for name in names if (number := int(name[1])) > len(records)]
     if later:
         raise FileNotFoundError(
             f"{folder / f'round_{len(records)}' / RECORD_FILE} is missing but round_{min(later)} is there; restore it "
@@ -196,16 +204,26 @@ def _finished_rounds(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _stop_reason(records: Sequence[dict[str, Any]], rounds: int, floor: float) -> str | None:
-    number, mass = len(records) - 1, records[-1]["means"]["allowed_answer_mass"]
-    if mass < floor and number == 0:
-        raise ValueError(
-            f"the base model's mean allowed_answer_mass is {mass:.4f}, below coherence_floor={floor} before any "
-            "round; lower the floor, or give prefixes after which the model does answer"
-        )
+def _stop_reason(records: Sequence[dict[str, Any]], rounds: int, floor: float, repetition_limit: float) -> str | None:
+    """Why no further round follows; None if one does.
+
+    Raises:
+        ValueError: the base is incoherent by the measures that stop a run.
+    """
+    number, means = len(records) - 1, records[-1]["means"]
+    mass, repetition = means["allowed_answer_mass"], means["repetition"]
     if mass < floor:
-        return f"mean allowed_answer_mass is {mass:.4f} after round {number}, below coherence_floor={floor}"
-    return f"all {rounds} rounds that were asked for are done" if number >= rounds else None
+        measured, bound = f"mean allowed_answer_mass is {mass:.4f}", f"below coherence_floor={floor}"
+        way_out = "lower the floor, or give prefixes after which the model does answer"
+    elif repetition is not None and repetition >= repetition_limit:  # of empty samples alone there is none
+        measured = f"mean repetition of samples is {repetition:.4f}"
+        bound = f"at or above filters.repetition_limit={repetition_limit}"
+        way_out = "raise the limit, or sample shorter texts (sample_tokens) at a higher sample_temperature"
+    else:
+        return f"all {rounds} rounds that were asked for are done" if number >= rounds else None
+    if number == 0:
+        raise ValueError(f"the base model's {measured}, {bound} before any round; {way_out}")
+    return f"{measured} after round {number}, {bound}"
 
 
 def _write_results(folder: Path, records: Sequence[dict[str, Any]], stop: str | None) -> None:

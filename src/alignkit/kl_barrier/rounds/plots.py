@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from alignkit.kl_barrier.rounds.signals import (
     SIGNALS,
     SMALLEST_INCOHERENCE,
+    capped_exp,
     changes_since,
     interval_of_mean,
     most_moved,
@@ -92,7 +93,8 @@ def _bar(base: Record, record: Record, name: str) -> tuple[float, float] | None:
     if record["round"] == 0 or interval is None:
         return None
     if SIGNALS[name].is_log:
-        return base["means"][name] * math.exp(interval[0]), base["means"][name] * math.exp(interval[1])
+        low, high = (capped_exp(math.log(base["means"][name]) + end) for end in interval)
+        return low, high
     low, high = SIGNALS[name].bounds
     return max(base["means"][name] + interval[0], low), min(base["means"][name] + interval[1], high)
 

@@ -20,6 +20,7 @@ from alignkit.kl_barrier.rounds.filters import perplexities
 from alignkit.kl_barrier.rounds.proposals import Proposal, render_prompt, sample_completions
 from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, device_of, encode
 from alignkit.kl_barrier.rounds.settings import RoundProbes
+from alignkit.kl_barrier.rounds.signals import record_fault
 from alignkit.kl_barrier.rounds.storage import PARTIAL, digest, read_json
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -70,13 +71,35 @@ def student_samples(
 def measure_samples(
     original: nn.Module, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Proposal], probes: RoundProbes
 ) -> Scores:
-    """Per sample: `repetition`, and `perplexity` under the original model, None for an empty sample."""
+    """Per sample: `repetition`, and `perplexity` under the original model; both None for an empty sample.
+
+    Repetition is what the filters reject by. An empty sample has none, lest it hide in the mean that others loop.
+    """
     written = [sample for sample in samples if sample.completion.strip()]
-    values = iter(perplexities(original, tokenizer, written, batch_size=probes.batch_size))
+
+    def of_all(values: Sequence[float]) -> list[float | None]:
+        known = iter(values)
+        return [next(known) if sample.completion.strip() else None for sample in samples]
+
     return {
-        "repetition": [*repetition_rates([sample.completion for sample in samples])],
-        "perplexity": [next(values) if sample.completion.strip() else None for sample in samples],
+        "repetition": of_all(repetition_rates([sample.completion for sample in written])),
+        "perplexity": of_all(perplexities(original, tokenizer, written, batch_size=probes.batch_size)),
     }
+
+
+def check_finite(scores: Scores) -> None:
+    """Refuse a score that is no number, before it is written.
+
+    Raises:
+        ValueError: names the signal, the item and the value.
+    """
+    for name, values in scores.items():
+        for item, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(
+                    f"{name} of item {item} is {value}: the model gives a token of it no probability at all; take "
+                    "that text out of the probes, or load the model in float32"
+                )
 
 
 def mean_of(name: str, values: Sequence[float | None]) -> float | None:
@@ -156,9 +179,9 @@ def read_round(folder: Path) -> dict[str, Any]:
         record = read_json(folder / RECORD_FILE)
     except ValueError as error:
         raise ValueError(f"{error}; {way_out}") from error
-    for key in ("files", "round", "scores", "means"):
-        if key not in record:
-            raise ValueError(f"{folder / RECORD_FILE} has no {key!r} and is no record of a round; {way_out}")
+    fault = record_fault(record) if isinstance(record.get("files"), dict) else "it has no 'files'"
+    if fault is not None:
+        raise ValueError(f"{folder / RECORD_FILE} is no record of a round: {fault}; {way_out}")
     for name, expected in record["files"].items():
         path = folder / name
         if not path.is_file():

@@ -1,16 +1,24 @@
 """The report of a run of rounds, made from its `results.jsonl` alone: rounds as columns, texts quoted, pictures."""
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from alignkit.kl_barrier.rounds.signals import SIGNALS, changes_since, interval_of_mean, signals_of
+from alignkit.kl_barrier.rounds.signals import (
+    SIGNALS,
+    capped_exp,
+    changes_since,
+    interval_of_mean,
+    record_fault,
+    signals_of,
+)
 from alignkit.kl_barrier.rounds.storage import read_lines, write_text
 
 RESULTS_FILE, REPORT_FILE = "results.jsonl", "report.md"
 TRAJECTORY_FILE, MAP_FILE = "trajectory.png", "map.png"
 LONGEST_QUOTE = 600  # characters
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 ABSENT = "–"
 
 Record = Mapping[str, Any]
@@ -31,31 +39,50 @@ def write_report(folder: Path) -> None:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The records in `results.jsonl`, that of the base first. Raises as `write_report` says."""
+    """The records in `results.jsonl`, that of the base first, whole as far as the report reads them.
+
+    Raises as `write_report` says, with the line and what is wrong with it.
+    """
     path = folder / RESULTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give the output_dir of a run of rounds")
     records = read_lines(path)
     if not records or [record.get("round") for record in records] != list(range(len(records))):
         raise ValueError(f"{path} is damaged: its lines must be the records of rounds 0, 1, 2 and so on")
+    for number, record in enumerate(records, 1):
+        fault = record_fault(record)
+        if fault is None and "stop_reason" not in record:
+            fault = "it has no 'stop_reason'"
+        if fault is None and _items(record) != _items(records[0]):
+            fault = "its scores are not of the same items as those of the base"
+        if fault is not None:
+            raise ValueError(
+                f"{path}, line {number} is damaged: {fault}; start the run of this folder again, which writes the "
+                "file from the records of its rounds"
+            )
     return records
+
+
+def _items(record: Record) -> dict[str, int]:
+    return {name: len(record["scores"][name]) for name in signals_of(record)}
 
 
 def markdown_report(records: Sequence[Record]) -> str:
     """The report as Markdown, from the records of round 0 (the base) and of the rounds after it."""
     last = records[-1]
-    name = last["settings"]["model"]["name"] or "a model built in memory"
     after = "the base" if last["round"] == 0 else f"round {last['round']}"
     stop = f"Stopped after {after}: {last['stop_reason']}." if last["stop_reason"] else f"Under way, after {after}."
     parts = [
-        f"# Rounds of {name}",
+        f"# Rounds of {_model_name(last['settings']['model']['name'])}",
         stop,
         "## Measures",
         "Mean over the items; below it the paired change from the base with its 95 % t-interval over items. Coherence "
-        "is three separate measures: a text that loops has a low perplexity, and may still answer.",
+        "is three separate measures: a text that loops has a low perplexity, and may still answer. A run stops when "
+        "the answer mass falls below its floor, and when the repetition of the samples reaches the limit at which the "
+        "filters reject a completion.",
         _table(records, _measure_rows(records)),
         "## Rounds",
-        _table(records, _round_rows()),
+        _table(records, _round_rows(records)),
         f"![Trait and coherence by round]({TRAJECTORY_FILE})",
         f"![The two signals that moved most]({MAP_FILE})",
         "## Samples",
@@ -66,6 +93,13 @@ def markdown_report(records: Sequence[Record]) -> str:
         _origin(last),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _model_name(name: str) -> str:
+    """A hub id as it is; of a path, which says more of a machine than of a model, the last component."""
+    if not name:
+        return "a model built in memory"
+    return name if HUB_ID.fullmatch(name) else PureWindowsPath(name).name or name
 
 
 Row = tuple[str, Callable[[Record], str]]
@@ -93,7 +127,7 @@ def _measure_rows(records: Sequence[Record]) -> list[Row]:
     return rows
 
 
-def _round_rows() -> list[Row]:
+def _round_rows(records: Sequence[Record]) -> list[Row]:
     """What was proposed, kept and trained. The base has none of it."""
 
     def of(part: str, key: str) -> Callable[[Record], str]:
@@ -107,7 +141,9 @@ def _round_rows() -> list[Row]:
         values = record["proposals"]["strengths"] if record.get("proposals") else []
         return ", ".join(map(_number, values)) or ABSENT
 
+    doses = [("dose of all strengths (doses tried: share that passed)", _dose)]
     return [
+        *(doses if any(record.get("dose") for record in records) else []),
         ("completions proposed", of("proposals", "proposed")),
         ("passed the filters", of("proposals", "passed")),
         ("kept", of("proposals", "kept")),
@@ -123,6 +159,14 @@ def _round_rows() -> list[Row]:
     ]
 
 
+def _dose(record: Record) -> str:
+    search = record.get("dose")
+    if not search:
+        return ABSENT
+    tried = ", ".join(f"{_number(dose)}: {share:.0%}" for dose, share in search["tried"])
+    return f"{_number(search['strength'])}{'' if search['reached'] else ', too few passed'} ({tried})"
+
+
 def _number(value: Any) -> str:
     if value is None:
         return ABSENT
@@ -133,7 +177,7 @@ def _change(base: Record, record: Record, name: str) -> str:
     changes = changes_since(base, record, name)
     if record["round"] == 0 or not changes:
         return ABSENT
-    show = (lambda x: f"×{math.exp(x):.3g}") if SIGNALS[name].is_log else (lambda x: f"{x:+.3g}")
+    show = (lambda x: f"×{capped_exp(x):.3g}") if SIGNALS[name].is_log else (lambda x: f"{x:+.3g}")
     interval = interval_of_mean(changes)
     around = "" if interval is None else f" [{show(interval[0])}, {show(interval[1])}]"
     return show(sum(changes) / len(changes)) + around

@@ -13,7 +13,7 @@ from peft import PeftConfig
 from torch import nn
 from transformers import TrainingArguments
 
-from alignkit.kl_barrier.rounds.coherence import AnswerProbe
+from alignkit.kl_barrier.rounds.coherence import AnswerProbe, check_answer_sets, check_prefixes
 
 # Of TrainingArguments: where a run writes, reports and logs, and what each round sets itself. None changes a weight.
 NOT_ABOUT_WEIGHTS = (
@@ -31,11 +31,18 @@ class TraitProbe:
         prefixes (list of `str`): texts as the model reads them, ending where the answer begins.
         positive, negative (lists of `str`): answers that show the trait, and answers that show its opposite, joined to
             the prefix as they are: " happy" with its space in front.
+
+    Raises:
+        ValueError: no prefixes, an empty set, a blank text, or an answer named twice or in both sets.
     """
 
     prefixes: Sequence[str]
     positive: Sequence[str]
     negative: Sequence[str]
+
+    def __post_init__(self) -> None:
+        check_prefixes(self.prefixes)
+        check_answer_sets(self.positive, self.negative)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class RoundProbes:
         trait (`TraitProbe`): the two answer sets.
         sample_prompts (list of `str`): prompts of samples, through the chat template if there is one; their
             repetition and their perplexity under the original model are the other two measures of coherence.
-        sample_tokens (`int`): longest sample.
+        sample_tokens (`int`): longest sample. Give samples the length of the proposals: their mean repetition is held
+            against the limit of the filters, and longer texts repeat more.
         sample_temperature (`float`): of the samples, drawn alike in every round; 0 is greedy. A small model loops when
             it is greedy, also one that is coherent.
         held_out (list of `str`): texts whose NLL per token is measured; may be empty.

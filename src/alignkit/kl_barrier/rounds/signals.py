@@ -1,4 +1,4 @@
-"""The signals of a record, how they are shown, and how far each has moved since the base."""
+"""The signals of a record, how they are shown, how far each has moved since the base, and what a whole record has."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,19 @@ from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 SMALLEST_INCOHERENCE = 1e-3  # below it differences of 1 - mass are of no interest, and a log scale has no 0
+LARGEST_PERPLEXITY = 1e100  # 230 nats per token: no text is told from a worse one, and every mean stays a number
+
+# What every record has, and what the report reads of the parts that a record may have.
+RECORD_PARTS = {
+    **{"round": int, "seed": int, "device": str, "versions": dict, "settings": dict},
+    **{"scores": dict, "means": dict, "n": dict, "samples": list},
+}
+OPTIONAL_PARTS = {
+    "proposals": ("kept", "rejected", "strengths", "quoted"),
+    "dose": ("strength", "reached", "tried"),
+    "steered": ("means",),
+    "training": (),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,42 @@ SIGNALS = {
     "perplexity": Signal("perplexity of samples under the original (per token)", is_log=True),
     "held_out_nll_nats": Signal("held-out NLL (nats per token)"),
 }
+ALWAYS_MEASURED = ("trait_nats", "allowed_answer_mass", "repetition", "perplexity")
+
+
+def capped_exp(nats: float) -> float:
+    """exp(nats), and `LARGEST_PERPLEXITY` where that is smaller: a float overflows above 709 nats, JSON has no inf."""
+    return math.exp(nats) if nats < math.log(LARGEST_PERPLEXITY) else LARGEST_PERPLEXITY
+
+
+def record_fault(record: Mapping[str, Any]) -> str | None:
+    """In words, the first thing that keeps a record from being shown; None for a whole one."""
+    for name, kind in RECORD_PARTS.items():
+        if not isinstance(record.get(name), kind):
+            return f"it has no {name!r}" if name not in record else f"its {name!r} is {record[name]!r:.40}"
+    model = record["settings"].get("model")
+    if not isinstance(model, Mapping) or not {"name", "weights_sha256"} <= model.keys():
+        return "its 'settings' do not name the model"
+    if "git_commit" not in record:
+        return "it has no 'git_commit'"
+    for name in (*ALWAYS_MEASURED, *signals_of(record)):
+        if not all(name in record[part] for part in ("scores", "means", "n")):
+            return f"it has no {name!r} in its scores, means and n"
+        values = record["scores"][name]
+        if not isinstance(values, list) or not all(
+            value is None or isinstance(value, int | float) for value in values
+        ):
+            return f"its scores of {name!r} are no list of numbers"
+    samples, counts = record["samples"], {len(record["scores"][name]) for name in ("repetition", "perplexity")}
+    if counts != {len(samples)} or not all(
+        isinstance(s, Mapping) and {"prompt", "completion"} <= s.keys() for s in samples
+    ):
+        return "its 'samples' are not those that its scores are of"
+    for name, keys in OPTIONAL_PARTS.items():
+        part = record.get(name)
+        if part is not None and not (isinstance(part, Mapping) and set(keys) <= part.keys()):
+            return f"its {name!r} is {part!r:.40}"
+    return None
 
 
 def signals_of(record: Mapping[str, Any]) -> list[str]:

@@ -143,10 +143,13 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
         {key: probes[key] for key in ("sample_tokens", "sample_temperature", "batch_size") if key in probes},
         "probes",
         coherence=_construct(AnswerProbe, "probes.coherence", {**coherence, "prefixes": prefixes, "answers": lists}),
-        trait=TraitProbe(
-            prefixes=_texts(trait.get("prefixes"), "probes.trait.prefixes", folder),
-            positive=_texts(trait.get("positive"), "probes.trait.positive", folder),
-            negative=_texts(trait.get("negative"), "probes.trait.negative", folder),
+        trait=_construct(
+            TraitProbe,
+            "probes.trait",
+            {
+                key: _texts(trait.get(key), f"probes.trait.{key}", folder)
+                for key in ("prefixes", "positive", "negative")
+            },
         ),
         **more,
     )

@@ -21,11 +21,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.rounds.adapters import join_rounds, read_adapter, save_adapter, student, trainee
 from alignkit.kl_barrier.rounds.directions import steer
-from alignkit.kl_barrier.rounds.filters import FilterSettings, TooFewCompletionsError, filter_proposals
+from alignkit.kl_barrier.rounds.filters import (
+    FilterSettings,
+    TooFewCompletionsError,
+    choose_kept,
+    judge_proposals,
+    shortage,
+)
 from alignkit.kl_barrier.rounds.proposals import Proposal, Proposer
 from alignkit.kl_barrier.rounds.records import (
     RECORD_FILE,
     Scores,
+    check_finite,
     file_digests,
     measure_samples,
     measure_student,
@@ -37,10 +44,11 @@ from alignkit.kl_barrier.rounds.records import (
 from alignkit.kl_barrier.rounds.scoring import encode_continuations
 from alignkit.kl_barrier.rounds.settings import RoundProbes, stage_seed
 from alignkit.kl_barrier.rounds.steering import ActivationSteering
-from alignkit.kl_barrier.rounds.storage import PARTIAL, read_lines, write_json, write_lines
+from alignkit.kl_barrier.rounds.storage import PARTIAL, read_json, read_lines, write_json, write_lines
 from alignkit.kl_barrier.trainer import KLBarrierTrainer
 
 logger = logging.getLogger(__name__)
+DOSE_FILE = "dose.json"  # the search for the steering dose, where there was one
 SCRATCH = "trainer" + PARTIAL  # the trainer's own folder
 TIMED = ("runtime", "per_second", "flos")  # in the names of logged values that differ between equal runs
 
@@ -80,8 +88,14 @@ class Stages:
         logger.info("round %d: measure", number)
         log = read_lines(self.at(number, "training_log.jsonl"))
         last_values = {name: value for entry in log for name, value in entry.items()}
-        proposed = {"proposals": summarize_proposals(completions), "steered": self._measure_steered(number, proposals)}
-        return self.record(number, {**proposed, "training": last_values})
+        dose = self.at(number, DOSE_FILE)
+        about_round = {
+            "dose": read_json(dose) if dose.exists() else None,
+            "proposals": summarize_proposals(completions),
+            "steered": self._measure_steered(number, proposals),
+            "training": last_values,
+        }
+        return self.record(number, about_round)
 
     def at(self, number: int, name: str = "") -> Path:
         return self.folder / f"round_{number}" / name
@@ -95,20 +109,31 @@ class Stages:
         if not path.exists():
             seed = stage_seed(self.seed, number, "propose")
             set_seed(seed)  # for a proposer that draws from the global state
+            search = None
             with student(self.model, self._history(number)) as current:
-                proposals = self.proposer(current, self.tokenizer, number, seed)
+                if isinstance(self.proposer, ActivationSteering):
+                    proposals, search = self.proposer.propose(current, self.tokenizer, number, seed)
+                else:
+                    proposals = self.proposer(current, self.tokenizer, number, seed)
+            if search is not None:
+                write_json(self.at(number, DOSE_FILE), asdict(search))
             if not proposals:
                 raise TooFewCompletionsError(f"the proposer offered no completions in round {number}")
             write_lines(path, map(asdict, proposals))
         return [_read(path, Proposal, row) for row in read_lines(path)]
 
     def _filter(self, number: int, proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
-        """Every proposal with its judgement and whether it is `kept`."""
+        """Every proposal with its judgement and whether it is `kept`.
+
+        Raises:
+            TooFewCompletionsError: in every attempt, and once the judgements are on disk for the user to read.
+        """
         path = self.at(number, "completions.jsonl")
         if not path.exists():
             seed = stage_seed(self.seed, number, "filter")
             with student(self.model, None) as original:
-                result = filter_proposals(original, self.tokenizer, proposals, self.filters, seed=seed)
+                judgements = judge_proposals(original, self.tokenizer, proposals, self.filters)
+            result = choose_kept(judgements, self.filters, seed=seed)
             kept = {id(proposal) for proposal in result.kept}
             write_lines(
                 path,
@@ -123,7 +148,11 @@ class Stages:
                     for judgement in result.judgements
                 ),
             )
-        return read_lines(path)
+        rows = read_lines(path)
+        lack = shortage([row["reason"] for row in rows], self.filters)
+        if lack is not None:
+            raise TooFewCompletionsError(f"{lack}; round_{number}/{path.name} has every judgement")
+        return rows
 
     def _heal(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
         """Train the round's own adapter on the completions, on top of the earlier rounds."""
@@ -169,6 +198,7 @@ class Stages:
             direction = self.proposer.direction(current, self.tokenizer)
             with steer(current, direction, strength):
                 scores = measure_student(current, self.tokenizer, self.probes)
+        check_finite(scores)
         return {"strength": strength, "scores": scores, **summarize(scores)}
 
     def record(self, number: int, about_round: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +210,7 @@ class Stages:
             samples = student_samples(current, self.tokenizer, self.probes, seed=stage_seed(self.seed, 0, "samples"))
         with student(self.model, None) as original:
             scores |= measure_samples(original, self.tokenizer, samples, self.probes)
+        check_finite(scores)
         self.at(number).mkdir(exist_ok=True)
         record = {
             "round": number,

@@ -87,7 +87,8 @@ class ActivationSteering:
     """Proposer `(model, tokenizer, round_index, seed) -> list[Proposal]`: completions of the steered student.
 
     Each call takes the persona direction of the model it is given, finds the dose, and samples
-    `completions_per_prompt` completions of every prompt at every strength times that dose.
+    `completions_per_prompt` completions of every prompt at every strength times that dose. `propose` gives the search
+    for the dose as well, which `run_rounds` records.
 
     Args:
         positive, negative (`str` or list of `str`): persona texts (see `persona_direction`).
@@ -147,18 +148,26 @@ class ActivationSteering:
     def __call__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, round_index: int, seed: int
     ) -> list[Proposal]:
+        return self.propose(model, tokenizer, round_index, seed)[0]
+
+    def propose(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, round_index: int, seed: int
+    ) -> tuple[list[Proposal], StrengthSearch | None]:
+        """The proposals, and how their dose was found; None where `target_pass_rate` is None and the dose is 1."""
         direction = self.direction(model, tokenizer)
-        dose = 1.0
+        search = None
         if self.target_pass_rate is not None:
-            dose = self.find_dose(model, tokenizer, direction, _derived(seed, round_index, "dose")).strength
+            search = self.find_dose(model, tokenizer, direction, _derived(seed, round_index, "dose"))
+        dose = 1.0 if search is None else search.strength
         prompts = [prompt for prompt in self.prompts for _ in range(self.completions_per_prompt)]
-        return [
+        proposals = [
             proposal
             for strength in self.strengths
             for proposal in self._sample(
                 model, tokenizer, prompts, direction, strength * dose, _derived(seed, round_index, strength)
             )
         ]
+        return proposals, search
 
     def direction(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[int, Tensor]:
         """The persona direction of the model in each layer of the band."""

@@ -27,13 +27,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write one JSON object; NaN and infinity, which JSON has not, are a ValueError."""
-    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    """Write one JSON object; NaN and infinity, which JSON has not, are a ValueError that names the file."""
+    write_text(path, _as_json(path, value, indent=2) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, one object each."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    """Write JSON lines, one object each. Raises like `write_json`."""
+    write_text(path, "".join(_as_json(path, row) + "\n" for row in rows))
+
+
+def _as_json(path: Path, value: Mapping[str, Any], indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot hold {value!r:.200}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
