@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.es_lora.conftest import make_es_trainer, mean_code, prompts, trained
 
 from alignkit import ESLoRATrainer
+from tests.es_lora.conftest import make_es_trainer, mean_code, prompts, trained
 
 # What differs from run to run.
 RUNS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     BitsAndBytesConfig,
+    CompileConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -199,6 +200,23 @@ def test_results_do_not_depend_on_the_chunks_of_the_population():
         last_two = base(IDS.repeat(2, 1), attention_mask=MASK.repeat(2, 1)).logits
     real = MASK.bool().repeat(2, 1)
     torch.testing.assert_close(last_two[real], logits[9:][real], rtol=0, atol=1e-5)
+
+
+def test_decoding_that_is_compiled_uses_the_adapters_of_each_population_and_leaves_them_out_after_it():
+    model = new_model(lambda: tiny_causal_lm(hidden_size=32))
+    adapters = random_adapters(model, 3)
+    compiled = CompileConfig(backend="eager", mode=None)
+    compiled._compile_all_devices = True  # `generate` compiles on a GPU alone, else
+    settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    fast = {**settings, "cache_implementation": "static", "compile_config": compiled}
+    plain = model.generate(IDS, attention_mask=MASK, **settings)
+    assert model.generate(IDS, attention_mask=MASK, **fast).equal(plain)
+    expected = evaluate_population(model, adapters, IDS, MASK, **settings)
+    assert not expected[0].equal(expected[1])
+    assert evaluate_population(model, adapters, IDS, MASK, **fast).equal(expected)
+    reversed_adapters = {name: (a.flip(0), b.flip(0)) for name, (a, b) in adapters.items()}
+    assert evaluate_population(model, reversed_adapters, IDS, MASK, **fast).equal(expected.flip(0))
+    assert model.generate(IDS, attention_mask=MASK, **fast).equal(plain)
 
 
 def test_a_peft_model_works_like_its_base_and_its_own_adapter_does_not_act():

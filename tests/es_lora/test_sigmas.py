@@ -3,9 +3,9 @@
 import pytest
 import torch
 from peft import LoraConfig
-from tests.es_lora.conftest import lively_lm
 
 from alignkit.es_lora.backends.hf import left_padded
+from tests.es_lora.conftest import lively_lm
 
 
 def measured_shares(trainer, members: int) -> dict[str, float]:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tests.es_lora.conftest import LORA, lively_lm, prompts, trained
 from transformers import HfArgumentParser
 
 from alignkit import ESLoRAConfig
 from alignkit.tasks.toy import byte_tokenizer
+from tests.es_lora.conftest import LORA, lively_lm, prompts, trained
 
 NO_OUTPUT = {"use_cpu": True, "report_to": "none"}
 
@@ -67,8 +67,9 @@ def test_the_config_is_read_from_a_command_line(tmp_path):
 
 def test_defaults_are_its_own():
     config = ESLoRAConfig(**NO_OUTPUT)
-    assert (config.learning_rate, config.optim, config.lr_scheduler_type) == (0.01, "sgd", "constant")
-    assert (config.max_grad_norm, config.temperature, config.logging_nan_inf_filter) == (0.0, 1.0, False)
+    assert (config.perturb, config.sigma_mode, config.sigma) == ("B", "output", 0.05)
+    assert (config.learning_rate, config.optim, config.lr_scheduler_type) == (0.1, "sgd", "constant")
+    assert (config.max_grad_norm, config.temperature, config.logging_nan_inf_filter) == (0.0, 0.0, False)
 
 
 @pytest.mark.parametrize("none", [None, []])

@@ -2,6 +2,7 @@
 
 import pytest
 from peft import LoraConfig
+
 from tests.es_lora.conftest import prompts, share_of_small_letters
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.es_lora.conftest import trained
 from tests.es_lora.run_training import FailingAndSlow, run
 

@@ -5,11 +5,11 @@ import time
 
 import pytest
 from PIL import Image
-from tests.es_lora.conftest import prompts
 from transformers import TrainerCallback
 
 from alignkit.es_lora.history import History, read_history
 from alignkit.es_lora.timing import PHASES, Stopwatch
+from tests.es_lora.conftest import prompts
 
 
 def test_phases_add_up_to_the_wall_time(make_trainer):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tests.es_lora.conftest import LORA, lively_lm, mean_code, prompts
-from tests.es_lora.hanging_reward import hangs_on_a_blank, hangs_once
 from transformers import TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from alignkit.es_lora.rewards import RewardFunctions
 from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer
+from tests.es_lora.conftest import LORA, lively_lm, mean_code, prompts
+from tests.es_lora.hanging_reward import hangs_on_a_blank, hangs_once
 
 
 class Recorder:

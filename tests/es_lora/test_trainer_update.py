@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.es_lora.conftest import LORA, lively_lm, make_es_trainer, mean_code, trained
 from transformers import TrainerCallback
 
 from alignkit.es_lora.fitness import shape_fitness
 from alignkit.es_lora.noise import member_noise
 from alignkit.tasks.toy import byte_tokenizer
+from tests.es_lora.conftest import LORA, lively_lm, make_es_trainer, mean_code, trained
 
 
 def hash_of_base(model: torch.nn.Module) -> str:

@@ -1,7 +1,8 @@
 """ES-LoRA: evolution strategies on LoRA weights, without gradients of the model.
 
-The pure functions of the method, and the one-pass generate of a population. The trainer and its configuration are `alignkit.ESLoRATrainer` and
-`alignkit.ESLoRAConfig`. One step with the centre θ, the noise ε_p of member p and its fitness f_p is
+The pure functions of the method, and the one-pass generate of a population. The trainer and its configuration are
+`alignkit.ESLoRATrainer` and `alignkit.ESLoRAConfig`. One step with the centre θ, the noise ε_p of member p and its
+fitness f_p is
 
     f_p = mean reward of the completions under θ + σ ε_p,    ∇ = −(1/P) Σ_p shaped(f)_p ε_p [/ σ]
 

@@ -27,11 +27,24 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from alignkit.es_lora.estimator import low_rank_es_gradient, streamed_es_gradient
+from alignkit.es_lora.grouped_lora import WithAddition
 from alignkit.es_lora.noise import antithetic_member, member_noises
 
 Perturb = Literal["B", "A", "both", "lowrank"]
 Member = int | None
 """Number of a member; `None` is the centre itself."""
+
+
+class SharedUpdate:
+    """Adds D x, D (O, H)."""
+
+    def __init__(self, delta: Tensor):
+        self._delta = delta
+
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+        if self._delta.dtype != output.dtype:
+            self._delta = self._delta.to(output)
+        return output + linear(x.to(output.dtype), self._delta)
 
 
 class Centre:
@@ -181,15 +194,14 @@ class Centre:
         if self.perturb != "lowrank":
             yield
             return
-        handles = [
-            self.layers[name].get_base_layer().register_forward_hook(_adding(delta.detach()))
-            for name, delta in self.trained().items()
-        ]
+        layers = [(self.layers[name], delta.detach()) for name, delta in self.trained().items()]
+        for layer, delta in layers:
+            layer.base_layer = WithAddition(layer.base_layer, SharedUpdate(delta))
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for layer, _ in layers:
+                layer.base_layer = layer.base_layer.module
 
     def _noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of noise, by its name, which is its key."""
@@ -261,15 +273,3 @@ def _only_adapter(model: PeftModel) -> str:
             f"the model has the adapters {sorted(model.peft_config)}, of which {active} are active; give it one alone"
         )
     return active[0]
-
-
-def _adding(delta: Tensor) -> Any:
-    """Forward hook that adds D x, D (O, H)."""
-    cast: dict[torch.dtype, Tensor] = {}
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if output.dtype not in cast:
-            cast[output.dtype] = delta.to(output)
-        return output + linear(inputs[0].to(output.dtype), cast[output.dtype])
-
-    return hook

@@ -1,9 +1,14 @@
-"""What a population adds to the outputs of linear modules: grouped products, their plain twin, and the hooks."""
+"""What a population adds to the outputs of linear modules: grouped products, their plain twin, and their place.
 
-from collections.abc import Callable, Iterator, Mapping
+They are put around a module and not hooked to it: torch.compile does not look whether a module's hooks have changed.
+Decoding that `generate` has compiled, as it does with a static cache, would go on with an earlier one's or none.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -19,8 +24,39 @@ Adapters = Mapping[str, tuple[Tensor, Tensor]]
 _ROWS_FOR_TRANSPOSED_A = 8
 
 
+class Addition(Protocol):
+    """What is added to the output of a linear module. Its tensors are attributes: compiled code sees new ones."""
+
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+        """The output with what is added to it, in place or not.
+
+        Args:
+            x: what the module was called with.
+            output: of the module.
+        """
+        ...
+
+
+class WithAddition(nn.Module):
+    """A module with an addition to its output. What else it is asked for is the module's."""
+
+    def __init__(self, module: nn.Module, addition: Addition):
+        super().__init__()
+        self.module = module
+        self.addition = addition
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.addition(x, self.module(x, *args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
 class GroupedLoRA:
-    """Forward hook that adds (x[p] A_p) B_p to the rows of member p, in place.
+    """Adds (x[p] A_p) B_p to the rows of member p, in place.
 
     Args:
         name (`str`): of the module.
@@ -38,8 +74,7 @@ class GroupedLoRA:
         self._a, self._b = a, b
         self._is_transposed = False
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[0] % len(self._b):
             raise ValueError(
                 f"{self.name} is called with {tuple(x.shape)}; with {len(self._b)} members it must be (rows, "
@@ -49,9 +84,10 @@ class GroupedLoRA:
         if not self.was_called or self._b.dtype != output.dtype:
             self._cast(output)
         grouped = x.reshape(len(self._b), -1, x.shape[2])
-        if not self._is_transposed and grouped.shape[1] <= _ROWS_FOR_TRANSPOSED_A:
+        if x.device.type == "cpu" and not self._is_transposed and grouped.shape[1] <= _ROWS_FOR_TRANSPOSED_A:
             self._transpose()
         output.view(len(self._b), -1, output.shape[2]).baddbmm_(torch.bmm(grouped, self._a), self._b)
+        return output
 
     def _cast(self, output: Tensor) -> None:
         """Bring all members to the dtype and device of the module's output."""
@@ -78,13 +114,15 @@ class GroupedLoRA:
             self._a, self._b = a.transpose(1, 2)[members].transpose(1, 2), b[members]
 
 
-def add_lora(a: Tensor, b: Tensor) -> Callable[..., Tensor]:
-    """Forward hook of a single member, A (H, R) and B (R, O): the plain twin of [`GroupedLoRA`]."""
+@dataclass
+class PlainLoRA:
+    """Adds x A B, A (H, R) and B (R, O): of a single member, the plain twin of [`GroupedLoRA`]."""
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + (inputs[0] @ a.to(output)) @ b.to(output)
+    a: Tensor
+    b: Tensor
 
-    return hook
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+        return output + (x @ self.a.to(output)) @ self.b.to(output)
 
 
 # ---- Installing and removing ----
@@ -98,39 +136,39 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def grouped_lora(base: PreTrainedModel, adapters: Adapters) -> Iterator[list[GroupedLoRA]]:
-    """Within the context the adapters of all members act; the hooks, one for each module.
+    """Within the context the adapters of all members act; the additions, one for each module.
 
     Raises:
-        ValueError: as [`member_count`] and [`hooked`] do.
+        ValueError: as [`member_count`] and [`with_additions`] do.
     """
     member_count(base, adapters)
     layers = {name: GroupedLoRA(name, a, b) for name, (a, b) in adapters.items()}
-    with hooked(base, layers):
+    with with_additions(base, layers):
         yield list(layers.values())
 
 
 @contextmanager
-def hooked(base: PreTrainedModel, hooks: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context PEFT's layers make place for the modules they wrap, the hooks act, and nothing has gradients.
+def with_additions(base: PreTrainedModel, additions: Mapping[str, Addition]) -> Iterator[None]:
+    """Within the context PEFT's layers make place for the modules they wrap, and nothing has gradients.
 
     PEFT's own switches set `requires_grad` and leave a Python layer around every module.
+
+    Args:
+        additions: path of a module -> what is added to its output.
 
     Raises:
         ValueError: a layer of PEFT that is merged into its base weights.
     """
-    wrapped = _outermost_peft_layers(base)
-    handles = []
+    layers = dict(_outermost_peft_layers(base))
+    layers |= {name: base.get_submodule(name) for name in additions if name not in layers}
     try:
-        for name, layer in wrapped:
-            base.set_submodule(name, _base_layer(layer))
-        for name, hook in hooks.items():
-            handles.append(base.get_submodule(name).register_forward_hook(hook))
+        for name, layer in layers.items():
+            module = _base_layer(layer)
+            base.set_submodule(name, WithAddition(module, additions[name]) if name in additions else module)
         with torch.no_grad():
             yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for name, layer in wrapped:
+        for name, layer in layers.items():
             base.set_submodule(name, layer)
 
 
@@ -147,6 +185,7 @@ def _outermost_peft_layers(base: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _base_layer(layer: Any) -> nn.Module:
+    """What is below PEFT's layer, with an addition that all members share."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
@@ -177,6 +216,8 @@ def member_count(base: nn.Module, adapters: Adapters) -> int:
 def _features(name: str, module: Any) -> tuple[int, int]:
     """H and O of a linear module."""
     layer: Any = _base_layer(module)
+    if isinstance(layer, WithAddition):
+        layer = layer.module
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     if not isinstance(layer, nn.Linear):

@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .finished_rows import dropping_finished_rows
-from .grouped_lora import Adapters, add_lora, base_model, grouped_lora, hooked, member_count
+from .grouped_lora import Adapters, PlainLoRA, base_model, grouped_lora, member_count, with_additions
 
 # What member 0 of the check may differ by from the centre, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -158,7 +158,7 @@ def check_population(
         silent = [layer.name for layer in layers if not layer.was_called]
         if silent:
             raise RuntimeError(f"the model never calls {silent}; leave them out, their noise would do nothing")
-        with hooked(base, {name: add_lora(a, b) for name, (a, b) in centre.items()}):
+        with with_additions(base, {name: PlainLoRA(a, b) for name, (a, b) in centre.items()}):
             expected = base(input_ids, attention_mask=attention_mask).logits[mask]
     scale = expected.abs().max()
     zero, large = (((part[mask] - expected).abs().max() / scale).item() for part in logits.chunk(2))

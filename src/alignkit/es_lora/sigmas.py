@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignkit.es_lora.centre import Centre
-from alignkit.es_lora.grouped_lora import hooked
+from alignkit.es_lora.grouped_lora import with_additions
 
 SigmaMode = Literal["weight", "output", "adaptive"]
 ADAPTIVE_SHARE = 0.1
@@ -74,8 +74,8 @@ def _sums_of_squares(centre: Centre, model: PeftModel, input_ids: Tensor, mask: 
         a, b = (factor.detach() for factor in centre.factors(name))
         bias = centre.layers[name].get_base_layer().bias
 
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            x = inputs[0].float()
+        def measure(x: Tensor, output: Tensor) -> Tensor:
+            x = x.float()
             inner = x @ a.T
             plain = output.float() if bias is None else output.float() - bias.float()
             for field, values in (("inputs", x), ("inner", inner), ("outputs", plain)):
@@ -83,12 +83,12 @@ def _sums_of_squares(centre: Centre, model: PeftModel, input_ids: Tensor, mask: 
                 setattr(sums[name], field, getattr(sums[name], field) + total)
             return output + (inner @ b.T * centre.scaling(name)).to(output.dtype)
 
-        return hook
+        return measure
 
     base: Any = model.get_base_model()
     was_training = base.training
     base.eval()
-    with hooked(base, {name: measuring(name) for name in centre.layers}):
+    with with_additions(base, {name: measuring(name) for name in centre.layers}):
         base(input_ids, attention_mask=mask)
     base.train(was_training)
     return sums
