@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from common import Claim, run_command
+from es_lora_shapes import measure_shapes, on_gpu, toy
 from es_lora_workloads import (
     LIMIT_TARGETS,
     LOOP_LARGER,
@@ -25,10 +26,12 @@ from es_lora_workloads import (
     QUICK_SHAPE,
     QUICK_STRAGGLERS,
     STRAGGLERS,
+    TRAINED,
     EndAt,
     Shape,
     Sides,
     run_in_turns,
+    seconds_of_steps,
 )
 from memory import PeakRecorder, check_peak_recorder
 from timing import StepTimes, ratios, raw_times
@@ -190,8 +193,24 @@ def _straggler_claim(shape: Shape, name: str, lengths: Tensor, turns: int) -> Cl
     )
 
 
-def throughput(quick: bool) -> list[Claim]:
-    """All claims on the population's pass, printed as they come."""
+def noise_and_update(shape: Shape, steps: int) -> Claim:
+    """What a training step spends on anything but generating and scoring."""
+    seconds = seconds_of_steps(shape, steps)
+    return Claim(
+        name="share of a training step spent on noise and update",
+        values=[(step["noise"] + step["update"]) / sum(step.values()) for step in seconds],
+        relation="<=",
+        target=0.02,
+        limit=0.0,
+        limit_is="nothing but generating and scoring; the noise of a pair is drawn twice, for members and update",
+        setting=shape.setting()
+        | {"antithetic": True, "perturb": "both", "tokens_per_member": shape.prompts * shape.new_tokens},
+        raw={"seconds": seconds},
+    )
+
+
+def claims_of(quick: bool) -> list[Claim]:
+    """All claims of a CPU, printed as they come."""
     turns = 2 if quick else TURNS
     claims: list[Claim] = []
 
@@ -207,12 +226,16 @@ def throughput(quick: bool) -> list[Claim]:
         add([against_the_base(shape, share, turns)])
     add([peak_memory(QUICK_SHAPE if quick else Shape(30, 2))])
     add(stragglers(QUICK_STRAGGLERS if quick else STRAGGLERS, turns))
+    add([noise_and_update(QUICK_SHAPE if quick else TRAINED, turns)])
     return claims
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """All measurements as one record."""
-    return {"claims": [claim.record() for claim in throughput(quick)]}
+    """All measurements as one record: on a GPU those of published shapes, else those of a CPU."""
+    if quick:
+        return {"claims": [claim.record() for claim in claims_of(quick) + measure_shapes(toy())]}
+    claims = measure_shapes(on_gpu()) if torch.cuda.is_available() else claims_of(quick)
+    return {"claims": [claim.record() for claim in claims]}
 
 
 if __name__ == "__main__":

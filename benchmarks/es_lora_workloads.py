@@ -3,15 +3,21 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from timing import StepTimes
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, TrainerCallback
 
-from alignkit.es_lora.population import Adapters, evaluate_population
+from alignkit import ESLoRAConfig, ESLoRATrainer
+from alignkit.es_lora.grouped_lora import Adapters
+from alignkit.es_lora.population import evaluate_population
+from alignkit.es_lora.timing import Phase
+from alignkit.tasks.toy import byte_tokenizer
 
 END = 258
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -88,7 +94,8 @@ LOOP_TARGETS = {Shape(30, 2): 8.0, Shape(16, 4): 4.0}
 LOOP_LARGER = (Shape(16, 4, hidden_size=512), Shape(16, 4, hidden_size=768))
 LIMIT_TARGETS = {Shape(30, 2): 0.85, Shape(16, 4): 0.85, Shape(30, 16): 0.75}
 STRAGGLERS = Shape(30, 4, new_tokens=128)
-QUICK_SHAPE = Shape(3, 2, hidden_size=32, layers=2, new_tokens=4)
+TRAINED = Shape(30, 8, rank=8, new_tokens=64)
+QUICK_SHAPE = Shape(4, 2, hidden_size=32, layers=2, new_tokens=4)
 QUICK_STRAGGLERS = Shape(4, 2, hidden_size=32, layers=2, new_tokens=32)
 
 
@@ -192,3 +199,42 @@ def run_in_turns(sides: dict[str, Callable[[], Tensor]], n_turns: int) -> dict[s
                 times[name].wall_s.append(time.perf_counter() - start[0])
                 times[name].cpu_s.append(time.process_time() - start[1])
     return times
+
+
+def seconds_of_steps(shape: Shape, n_steps: int) -> list[dict[Phase, float]]:
+    """Seconds of each phase of the steps of a training run, after one that is not counted."""
+    dataset = Dataset.from_dict({"prompt": ["x" * shape.prompt_tokens] * shape.prompts})
+    args = ESLoRAConfig(
+        "run",
+        population_size=shape.members,
+        prompts_per_step=shape.prompts,
+        max_completion_length=shape.new_tokens,
+        perturb="both",
+        max_steps=n_steps + 1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = ESLoRATrainer(
+        shape.new_model(),
+        lambda completions, **columns: [len(completion) for completion in completions],
+        args,
+        dataset,
+        processing_class=byte_tokenizer(),
+        peft_config=LoraConfig(r=shape.rank, target_modules=list(TARGETS)),
+    )
+    looks: list[dict[Phase, float]] = []
+    trainer.add_callback(AfterSteps(lambda: looks.append(trainer.stopwatch.seconds())))
+    trainer.train()
+    return [{phase: after[phase] - before[phase] for phase in after} for before, after in pairwise(looks)]
+
+
+class AfterSteps(TrainerCallback):
+    """Calls a function after every optimiser step."""
+
+    def __init__(self, look: Callable[[], None]):
+        self._look = look
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._look()
