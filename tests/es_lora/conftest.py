@@ -24,6 +24,10 @@ QUIET = {
     "prompts_per_step": 2,
     "max_completion_length": 6,
     "sigma": 0.2,
+    "sigma_mode": "weight",
+    "perturb": "both",
+    "temperature": 1.0,
+    "learning_rate": 0.01,
 }
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
 

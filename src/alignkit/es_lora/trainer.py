@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from alignkit._compat import check_process_count
 from alignkit.es_lora.adapters import add_adapter, end_and_pad_tokens, load_base, longest_prompt
-from alignkit.es_lora.backends.hf import HFBackend
+from alignkit.es_lora.backends import BackendSettings, make_backend
 from alignkit.es_lora.centre import Centre
 from alignkit.es_lora.checkpoints import TRAINER_STATE, last_complete_checkpoint, load_state, save_state
 from alignkit.es_lora.config import ESLoRAConfig
@@ -133,17 +133,10 @@ class ESLoRATrainer(Trainer):
         self._reader = PromptReader(tokenizer, longest, template, args.eval_prompts, args.seed)
         self._train_prompts = self._reader.read(train_dataset, "train_dataset")
         self._eval_prompts = self._reader.evaluations(eval_dataset)
-        settings = {field.name: getattr(args, field.name) for field in fields(UpdateSettings)}
-        self._update = Update(self.centre, UpdateSettings(**settings))
+        self._update = Update(self.centre, _settings(UpdateSettings, args))
+        settings, prompt = _settings(BackendSettings, args), self._train_prompts.at(0, 0).ids
         self._rollout = Rollout(
-            HFBackend(
-                adapted,
-                self.centre,
-                end_tokens=end_tokens,
-                pad_token=self._pad_token,
-                seed=args.seed,
-                chunk_size=args.population_chunk_size,
-            ),
+            make_backend(settings, adapted, self.centre, prompt, end_tokens, self._pad_token),
             self.rewards,
             tokenizer,
             end_tokens=end_tokens,
@@ -297,3 +290,7 @@ class ESLoRATrainer(Trainer):
             super()._save_checkpoint(model, trial)
         if self.args.should_save:
             write_breakdown(self._folder, self.stopwatch.seconds(), steps=self.state.global_step)
+
+
+def _settings(kind: type[Any], args: ESLoRAConfig) -> Any:
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
