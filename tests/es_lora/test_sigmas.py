@@ -74,3 +74,15 @@ def test_weight_mode_is_the_std_of_the_noise_on_each_factor(make_trainer):
         centre_a, centre_b = trainer.centre.itself()[name]
         assert (a - centre_a).std().item() == pytest.approx(0.3, rel=0.05)
         assert (b - centre_b).std().item() == pytest.approx(0.3 * 2, rel=0.05)  # with the scaling α / r in it
+
+
+def test_calibrating_on_many_prompts_takes_a_few_at_a_time_and_gives_the_same_size(make_trainer, monkeypatch):
+    settings = {"sigma_mode": "output", "sigma": 0.1, "perturb": "B", "prompts_per_step": 20}
+    trainer, whole = make_trainer(**settings), make_trainer(**settings)
+    rows = []
+    trainer.model.get_base_model().register_forward_pre_hook(lambda module, args: rows.extend(map(len, args)))
+    trainer._begin(None)
+    assert rows[-3:] == [8, 8, 4]  # after the canaries
+    monkeypatch.setattr("alignkit.es_lora.sigmas.AT_A_TIME", 20)
+    whole._begin(None)
+    assert trainer._update.sigmas == pytest.approx(whole._update.sigmas, rel=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, OPTConfig, OPTForCausalLM
 
 from alignkit import ESLoRAConfig
 from alignkit.tasks.toy import byte_tokenizer
@@ -123,9 +123,10 @@ def test_no_matching_module_is_refused(make_trainer):
 @pytest.mark.parametrize(
     "config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens"]}]
 )
-def test_adapters_that_are_no_plain_lora_of_linear_modules_are_refused(make_trainer, config):
+@pytest.mark.parametrize("perturb", ["both", "lowrank"])
+def test_adapters_that_are_no_plain_lora_of_linear_modules_are_refused(make_trainer, config, perturb):
     with pytest.raises(ValueError, match="LoRA"):
-        make_trainer(peft_config=LoraConfig(**{**LORA, **config}))
+        make_trainer(peft_config=LoraConfig(**{**LORA, **config}), perturb=perturb)
 
 
 def test_a_merged_adapter_is_refused(make_trainer):
@@ -168,11 +169,27 @@ def test_a_tokenizer_without_a_pad_token_gives_the_same_run(make_trainer):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-@pytest.mark.parametrize("change", [{"population_size": 8}, {"perturb": "B"}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"population_size": 8}, {"perturb": "B"}, {"seed": 1}, {"sigma": 0.3}])
 def test_a_checkpoint_of_another_population_is_refused(make_trainer, change):
     make_trainer(save_strategy="steps", save_steps=1).train()
     with pytest.raises(ValueError, match=f"is a checkpoint of {next(iter(change))}="):
         make_trainer(**change).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("perturb", "change"),
+    [
+        ("both", {"r": 4}),
+        ("both", {"lora_alpha": 6}),
+        ("both", {"target_modules": ["q_proj"]}),
+        ("lowrank", {"r": 4}),  # of the noise; the adapter is the same
+    ],
+)
+def test_a_checkpoint_of_another_adapter_is_refused(make_trainer, perturb, change):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "perturb": perturb}
+    make_trainer(**settings).train()
+    with pytest.raises(ValueError, match=r"is a checkpoint of an adapter whose .* give the same peft_config"):
+        make_trainer(**settings, peft_config=LoraConfig(**{**LORA, **change})).train(resume_from_checkpoint=True)
 
 
 def test_a_full_disk_while_saving_loses_nothing_that_is_older(make_trainer, monkeypatch):
@@ -210,3 +227,28 @@ def test_a_rewards_function_that_fails_for_everyone_moves_nothing_and_shows_it(m
 def test_rows_fewer_than_a_step_asks_for_are_said_to_repeat(make_trainer, caplog):
     make_trainer(train_dataset=prompts(1)).get_train_dataloader()
     assert "prompts_per_step is 2: a step sees each of 1 rows more than once" in caplog.text
+
+
+def test_an_evaluation_without_rows_is_refused_in_words(make_trainer):
+    with pytest.raises(ValueError, match="there is no eval_dataset"):
+        make_trainer().evaluate()
+
+
+def test_an_adapter_that_a_second_one_would_replace_is_refused(make_trainer):
+    model = lively_lm()
+    model.add_adapter(LoraConfig(**LORA))  # as AutoModelForCausalLM does with the folder of an adapter
+    with pytest.raises(ValueError, match="is no PeftModel"):
+        make_trainer(model=model)
+
+
+def test_an_initialisation_that_rewrites_the_base_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="init_lora_weights is 'pissa', which rewrites the base weights"):
+        make_trainer(peft_config=LoraConfig(**LORA, init_lora_weights="pissa"))
+
+
+@pytest.mark.parametrize("sigma_mode", ["weight", "output"])
+def test_a_module_that_does_not_see_rows_is_named(make_trainer, sigma_mode):
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 1}
+    model = OPTForCausalLM(OPTConfig(vocab_size=259, num_attention_heads=2, max_position_embeddings=64, **sizes))
+    with pytest.raises(ValueError, match=r"fc1 is called with .* leave the module out"):
+        make_trainer(model=model, peft_config=LoraConfig(target_modules=["fc1"]), sigma_mode=sigma_mode).train()

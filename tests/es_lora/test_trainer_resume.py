@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.es_lora.conftest import trained
+from tests.es_lora.conftest import prompts, trained
 from tests.es_lora.run_training import run
 
 RUN = Path(__file__).parent / "run_training.py"
@@ -47,3 +47,28 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path, ca
     again = run(tmp_path, "both", resume=True)
     assert "checkpoint-6 was not written to its end" in caplog.text
     assert again.state.global_step == 6
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(make_trainer):
+    settings = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "eval_dataset": prompts(3),
+    }  # 3 are an epoch
+    whole, again = make_trainer(**settings), make_trainer(**settings)
+    whole.train()
+    history = (whole._folder / "results.jsonl").read_bytes()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert all(torch.equal(weight, trained(whole)[name]) for name, weight in trained(again).items())
+    assert (again._folder / "results.jsonl").read_bytes() == history
+
+
+def test_an_evaluation_at_the_start_is_not_recorded_again_on_resuming(make_trainer):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "eval_on_start": True}
+    whole, again = (make_trainer(**settings, eval_dataset=prompts(3)) for _ in range(2))
+    whole.train()
+    history = (whole._folder / "results.jsonl").read_bytes()
+    again.train(resume_from_checkpoint=str(whole._folder / "checkpoint-2"))
+    assert (again._folder / "results.jsonl").read_bytes() == history

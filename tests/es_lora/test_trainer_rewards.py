@@ -3,8 +3,10 @@
 import asyncio
 import json
 import math
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -177,3 +179,47 @@ def test_numbers_of_any_kind_are_read_and_nan_is_a_failure_while_none_is_not():
 
 def test_a_row_without_other_columns_is_enough(make_trainer):
     make_trainer(train_dataset=Dataset.from_list([{"prompt": "a"}, {"prompt": "bc"}]), max_steps=1).train()
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions"])
+def test_a_column_that_would_hide_what_is_judged_is_refused(make_trainer, name):
+    with pytest.raises(ValueError, match=f"columns \\['{name}'\\].*rename them"):
+        make_trainer(train_dataset=prompts().add_column(name, ["reference"] * 5))
+
+
+def test_extra_columns_stay_beside_their_completions_when_a_call_logs_none():
+    def logs_unless_blank(completions, log_extra, **columns):
+        if completions != [" "]:
+            log_extra("length", torch.tensor([len(text) for text in completions]))
+        return [1.0] * len(completions)
+
+    functions = RewardFunctions(logs_unless_blank)
+    for completions in (["a", "bb"], [" "], ["ccc"]):
+        functions(["p"] * len(completions), completions, [[1]] * len(completions), {}, None)
+    assert functions.pop_extra() == {"length": [1, 2, None, 3]} and functions.pop_extra() == {}
+    for completions in ([" "], ["ccc"]):
+        functions(["p"], completions, [[1]], {}, None)
+    assert functions.pop_extra() == {"length": [None, 3]}
+
+
+def test_an_extra_column_of_another_length_is_refused():
+    def short(completions, log_extra, **columns):
+        log_extra("note", ["one"])
+        return [1.0] * len(completions)
+
+    with pytest.raises(ValueError, match="1 values of 'note' for 2 completions"):
+        RewardFunctions(short)(["p", "p"], ["a", "b"], [[1], [2]], {}, None)
+
+
+def test_extra_columns_may_hold_what_json_does_not_know(make_trainer):
+    def logs_everything(completions, log_extra, **columns):
+        log_extra("numpy", [np.float32(0.5)] * len(completions))
+        log_extra("torch", torch.full((len(completions), 2), math.nan))
+        log_extra("fraction", [Fraction(1, 3)] * len(completions))
+        return mean_code(completions)
+
+    trainer = make_trainer(reward_funcs=logs_everything, max_steps=1, completions_steps=1)
+    trainer.train()
+    record = json.loads((trainer._folder / "results.jsonl").read_text().splitlines()[0])
+    for row in record["completions"]:
+        assert (row["numpy"], row["torch"], row["fraction"]) == (0.5, [None, None], "1/3")

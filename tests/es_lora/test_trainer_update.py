@@ -205,3 +205,25 @@ def test_every_row_is_seen_equally_often(make_trainer):
     seen = [text for texts in seen_prompts(trainer) for text in texts]
     counts = [seen.count(row["prompt"]) for row in trainer.train_dataset]
     assert sum(counts) == 27 and max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"do_sample": True, "top_k": 3, "temperature": 0.1, "repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"max_time": 0.0},
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 2, "num_beams": 2},
+    ],
+)
+def test_the_models_own_generation_config_does_not_act(tmp_path, asked):
+    settings = {"temperature": 0.0, "max_steps": 1}
+    model = lively_lm()
+    for name, value in asked.items():
+        setattr(model.generation_config, name, value)
+    own = model.generation_config
+    for name, base in (("plain", lively_lm()), ("asking", model)):
+        make_es_trainer(tmp_path / name, model=base, **settings).train()
+    assert (tmp_path / "plain/results.jsonl").read_bytes() == (tmp_path / "asking/results.jsonl").read_bytes()
+    assert model.generation_config is own

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.es_lora.centre import Perturb
+from alignkit.es_lora.centre import Centre, Perturb
 
 ADAPTER = "default"
+_BASE_IS_KEPT = (True, False, "gaussian", "orthogonal")
+"""Values of `init_lora_weights` that draw A and B alone."""
 
 
 def load_base(name: str, model_init_kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -29,7 +31,8 @@ def add_adapter(
             rank is that of the noise, and the adapter has full rank: one factor the identity, the other 0.
 
     Raises:
-        ValueError: a config beside a model that has an adapter, no config where one is needed, or no match.
+        ValueError: a config beside a model that has an adapter, an adapter without a `PeftModel` around it, a config
+            that rewrites the base weights, or no match.
     """
     if isinstance(model, PeftModel):
         if peft_config is not None:
@@ -40,9 +43,19 @@ def add_adapter(
                 "is the rank of the noise. A run is continued with resume_from_checkpoint"
             )
         return model, None
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has an adapter and is no PeftModel, so a second adapter would take its place; load the base "
+            "model and give PeftModel.from_pretrained(base, folder of the adapter)"
+        )
     config = copy.deepcopy(peft_config) or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     if not isinstance(config, LoraConfig):
         raise ValueError(f"peft_config is a {type(config).__name__}; members are LoRA adapters, give a LoraConfig")
+    if config.init_lora_weights not in _BASE_IS_KEPT:
+        raise ValueError(
+            f"init_lora_weights is {config.init_lora_weights!r}, which rewrites the base weights; use one of "
+            f"{list(_BASE_IS_KEPT)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
@@ -51,8 +64,7 @@ def add_adapter(
 
 def _at_full_rank(adapted: PeftModel) -> PeftModel:
     """The same modules under an adapter that can hold any update of their weights, and holds none."""
-    base: Any = adapted.get_base_model()
-    layers: dict[str, Any] = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
+    layers = Centre(adapted, "both").layers  # which refuses all but a plain LoRA of linear modules
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     ranks = {re.escape(name): min(size) for name, size in sizes.items()}
     unwrapped: Any = adapted.unload()

@@ -6,20 +6,20 @@ from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
+from alignkit.es_lora.backends import BackendName
 from alignkit.es_lora.centre import Perturb
 from alignkit.es_lora.fitness import FITNESS_SHAPINGS, FitnessShaping
 from alignkit.es_lora.sigmas import SigmaMode
 
 SigmaSchedule = Literal["constant", "linear", "cosine"]
-Backend = Literal["hf"]
 CHOICES = {
     "sigma_mode": get_args(SigmaMode),
     "sigma_schedule": get_args(SigmaSchedule),
     "perturb": get_args(Perturb),
     "fitness_shaping": FITNESS_SHAPINGS,
-    "backend": get_args(Backend),
+    "backend": get_args(BackendName),
 }
-_POSITIVE = ("sigma", "sigma_end", "init_scale", "perturb_scale", "reward_timeout_s")
+_POSITIVE = ("sigma", "sigma_end", "init_scale", "perturb_scale", "reward_timeout_s", "backend_timeout_s")
 _WHOLE = (
     "prompts_per_step",
     "rollouts_per_prompt",
@@ -47,21 +47,23 @@ class ESLoRAConfig(TrainingArguments):
     Parameters:
         population_size (`int`, *optional*, defaults to `30`):
             P, members of a step. At least 2; even if `antithetic`.
-        sigma (`float`, *optional*, defaults to `0.02`):
+        sigma (`float`, *optional*, defaults to `0.05`):
             Size of the noise, in the unit of `sigma_mode`.
-        sigma_mode (`str`, *optional*, defaults to `"weight"`):
+        sigma_mode (`str`, *optional*, defaults to `"output"`):
+            `"output"`: one std for each module, such that the perturbation changes the module's output W x by the
+            share `sigma` of its norm on the prompts of the first step, whatever the model's weights and the rank.
             `"weight"`: `sigma` is the std of the noise on each perturbed LoRA weight (`"lowrank"`: on each weight of
-            the layer). `"output"`: one std for each module, such that the perturbation changes the module's output
-            W x by the share `sigma` of its norm on the prompts of the first step. `"adaptive"`: 10 % of the mean |W|
-            of the module, times `init_scale` at step 0 and `perturb_scale` later; `sigma` is not read.
+            the layer). `"adaptive"`: 10 % of the mean |W| of the module, times `init_scale` at step 0 and
+            `perturb_scale` later; `sigma` is not read.
         sigma_schedule (`str`, *optional*, defaults to `"constant"`):
             `"constant"`, or `"linear"` or `"cosine"` from `sigma` to `sigma_end` over the training.
         sigma_end (`float`, *optional*):
             What a schedule that is not constant ends at.
         init_scale (`float`, *optional*, defaults to `1.0`), perturb_scale (`float`, *optional*, defaults to `1.0`):
             Factors of `sigma_mode="adaptive"` at step 0 and later.
-        perturb (`str`, *optional*, defaults to `"both"`):
-            What has noise and is trained. `"B"`: B alone, A being drawn once and shared. `"A"`: A alone, which needs
+        perturb (`str`, *optional*, defaults to `"B"`):
+            What has noise and is trained. `"B"`: B alone, A being drawn once and shared; it won the comparison in
+            `examples/es_stories_style.py`. `"A"`: A alone, which needs
             a B that is not 0. `"both"`: both, around an A that is not 0. `"lowrank"`: the layer's whole weight, with
             noise of the rank `r` of the `peft_config`; the centre is a full-rank adapter, and as large as the layer.
         fitness_shaping (`str`, *optional*, defaults to `"z_score"`):
@@ -71,20 +73,29 @@ class ESLoRAConfig(TrainingArguments):
             descent has the unit of `sigma`, module by module: noise of half the size takes steps of half the size.
         antithetic (`bool`, *optional*, defaults to `True`):
             Whether members come in pairs with opposite noise.
-        prompts_per_step (`int`, *optional*, defaults to `16`):
+        prompts_per_step (`int`, *optional*, defaults to `8`):
             M, prompts of an optimiser step, on all devices and over all `gradient_accumulation_steps` together, which
             must divide it. It replaces `per_device_train_batch_size`.
         rollouts_per_prompt (`int`, *optional*, defaults to `1`):
             Completions that each member samples for each prompt; above 1 only with a temperature.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Tokens of a completion, at most.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Of sampling, with the same noise for all members. 0 is greedy, where small noise often changes no token
-            and a coarse reward then has no variance.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            0 decodes greedily, as the evaluations of the centre do: members then differ by their weights alone. Above
+            0 completions are sampled, with the same noise for all members: for a policy that is to be sampled from,
+            and for a reward so coarse that greedy members often have equal fitness (`frac_no_variance` in the log).
         population_chunk_size (`int`, *optional*):
-            Members that are generated together, all by default. Results do not depend on it.
+            Members that are generated together, all by default. Results do not depend on it. A server has to hold
+            as many adapters.
         backend (`str`, *optional*, defaults to `"hf"`):
-            What generates: `"hf"`, the model in this process.
+            What generates: `"hf"`, the model in this process; `"vllm"` or `"sglang"`, a server of that kind which
+            serves the same base model and reads adapters from the shared memory of this machine. The trainer still
+            loads the model, for the adapter's shapes and the checkpoints. See [`alignkit.es_lora.backends.http`].
+        backend_url (`str`, *optional*):
+            Of the server, such as `"http://localhost:8000"`.
+        backend_timeout_s (`float`, *optional*, defaults to `300.0`):
+            Deadline of each request to the server, which may wait there for others, and for the server to be ready
+            at the start and after a restart.
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function, 1 by default.
         reward_timeout_s (`float`, *optional*):
@@ -101,8 +112,10 @@ class ESLoRAConfig(TrainingArguments):
             For `from_pretrained`, when the model is given by name.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             For the chat template of conversational prompts.
-        learning_rate (`float`, *optional*, defaults to `0.01`):
-            Of the optimiser. Plain gradient descent moves a weight by about learning_rate / √P a step.
+        learning_rate (`float`, *optional*, defaults to `0.1`):
+            Of the optimiser. Plain gradient descent moves a weight by about learning_rate / (sigma √P) stds of its
+            noise a step, mostly at random, which over n steps adds up to √n times as much. The default was chosen over
+            16 steps and still improves after 46; take less for many more.
         optim (`str`, *optional*, defaults to `"sgd"`):
             The estimate is mostly noise, which SGD averages; Adam divides by its size and so walks at random at full
             speed.
@@ -118,28 +131,30 @@ class ESLoRAConfig(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
 
     population_size: int = field(default=30, metadata={"help": "P, members of a step."})
-    sigma: float = field(default=0.02, metadata={"help": "Size of the noise, in the unit of sigma_mode."})
+    sigma: float = field(default=0.05, metadata={"help": "Size of the noise, in the unit of sigma_mode."})
     sigma_mode: SigmaMode = field(
-        default="weight", metadata={"help": "Unit of sigma: std on the weights, share of the output, or adaptive."}
+        default="output", metadata={"help": "Unit of sigma: share of the output, std on the weights, or adaptive."}
     )
     sigma_schedule: SigmaSchedule = field(default="constant", metadata={"help": "How sigma moves to sigma_end."})
     sigma_end: float | None = field(default=None, metadata={"help": "What sigma ends at."})
     init_scale: float = field(default=1.0, metadata={"help": "Factor of sigma_mode=adaptive at step 0."})
     perturb_scale: float = field(default=1.0, metadata={"help": "Factor of sigma_mode=adaptive after step 0."})
-    perturb: Perturb = field(default="both", metadata={"help": "What has noise: B, A, both, or lowrank."})
+    perturb: Perturb = field(default="B", metadata={"help": "What has noise: B, A, both, or lowrank."})
     fitness_shaping: FitnessShaping = field(
         default="z_score", metadata={"help": "z_score, centered_rank, prompt_baseline or sign."}
     )
     divide_by_sigma: bool = field(default=False, metadata={"help": "Whether the gradient is divided by sigma."})
     antithetic: bool = field(default=True, metadata={"help": "Whether members come in pairs with opposite noise."})
-    prompts_per_step: int = field(default=16, metadata={"help": "Prompts of an optimiser step, on all devices."})
+    prompts_per_step: int = field(default=8, metadata={"help": "Prompts of an optimiser step, on all devices."})
     rollouts_per_prompt: int = field(default=1, metadata={"help": "Completions of each member for each prompt."})
     max_completion_length: int = field(default=256, metadata={"help": "Tokens of a completion, at most."})
     temperature: float = field(
-        default=1.0, metadata={"help": "Of sampling, with noise that members share; 0: greedy."}
+        default=0.0, metadata={"help": "0: greedy; above: of sampling, with noise that members share."}
     )
     population_chunk_size: int | None = field(default=None, metadata={"help": "Members generated together."})
-    backend: Backend = field(default="hf", metadata={"help": "What generates completions."})
+    backend: BackendName = field(default="hf", metadata={"help": "What generates: hf, vllm or sglang."})
+    backend_url: str | None = field(default=None, metadata={"help": "Of the vLLM or SGLang server."})
+    backend_timeout_s: float = field(default=300.0, metadata={"help": "Deadline of each request to the server."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward function."})
     reward_timeout_s: float | None = field(default=None, metadata={"help": "Deadline of a call of a reward function."})
     anchor_decay: float = field(default=0.0, metadata={"help": "Pull of the weights to their initial values."})
@@ -149,7 +164,7 @@ class ESLoRAConfig(TrainingArguments):
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For the chat template of conversational prompts."}
     )
-    learning_rate: float = field(default=0.01, metadata={"help": "Of the optimiser; see the unit in the docs."})
+    learning_rate: float = field(default=0.1, metadata={"help": "Of the optimiser; see the unit in the docs."})
     optim: str = field(default="sgd", metadata={"help": "The optimiser."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the estimate; 0 does not clip."})
@@ -180,6 +195,7 @@ class ESLoRAConfig(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more")
         self._check_population()
         self._check_schedule()
+        self._check_backend()
         self._check_precision()
         self._take_batch_size()
 
@@ -204,6 +220,25 @@ class ESLoRAConfig(TrainingArguments):
             raise ValueError(f"sigma_schedule is {self.sigma_schedule!r}; say where it ends with sigma_end")
         if self.sigma_schedule == "constant" and self.sigma_end is not None:
             raise ValueError(f"sigma_end is {self.sigma_end} but sigma_schedule is 'constant', which has no end")
+
+    def _check_backend(self) -> None:
+        if self.backend == "hf":
+            if self.backend_url is not None:
+                raise ValueError(
+                    f"backend_url is {self.backend_url!r} but backend 'hf' has no server; set backend to 'vllm' or "
+                    "'sglang', or leave the URL out"
+                )
+            return
+        if not (self.backend_url or "").startswith(("http://", "https://")):
+            raise ValueError(
+                f"backend is {self.backend!r} and backend_url {self.backend_url!r}; give the server's URL, such as "
+                "'http://localhost:8000'"
+            )
+        if self.perturb == "lowrank":
+            raise ValueError(
+                f"perturb='lowrank' has a centre of full rank, which no adapter of a {self.backend} server holds; use "
+                "another perturb, or backend='hf'"
+            )
 
     def _check_precision(self) -> None:
         if self.fp16:

@@ -23,14 +23,15 @@ class History:
     def __init__(self, path: Path | None):
         self._path = path
 
-    def cut(self, step: int) -> None:
-        """Keep what happened up to and including a step; a half-written last line goes too."""
+    def cut(self, step: int) -> list[dict[str, Any]]:
+        """Keep what happened up to and including a step, and return it; a half-written last line goes too."""
         if self._path is None:
-            return
+            return []
         kept = [record for record in read_history(self._path) if record["step"] <= step] if step else []
         temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(temporary, self._path)
+        return kept
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a line. After this returns, killing the process does not lose it."""
@@ -59,7 +60,7 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False, default=_known_to_json) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -71,3 +72,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _known_to_json(value: Any) -> Any:
+    """What reward functions log beside completions: numbers of NumPy and torch, and all else as its text."""
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -17,6 +17,7 @@ from alignkit.es_lora.noise import keyed_words
 logger = logging.getLogger(__name__)
 
 NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids")
+OF_THE_RUN = {"prompts", "completions"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class PromptSet:
             raise ValueError(f"{split} has no rows")
         if "prompt" not in rows[0]:
             raise ValueError(f"{split} has the columns {sorted(rows[0])}; it needs 'prompt'")
+        if taken := OF_THE_RUN & set(rows[0]):
+            raise ValueError(
+                f"{split} has the columns {sorted(taken)}, which reward functions get from the run; rename them"
+            )
         self._rows = rows
         prompts = [rows[index]["prompt"] for index in range(len(rows))]
         self.conversational = is_conversational(prompts[0])

@@ -32,10 +32,14 @@ class RunRecord:
         self._completions_steps = completions_steps
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.steps_without_variance = 0
+        self._done: set[tuple[int, str]] = set()  # evaluations of the step after which this process began
 
     def begin(self, step: int) -> None:
         """A run starts, or goes on, after a step."""
-        self._history.cut(step)
+        kept = self._history.cut(step)
+        self._done = {
+            (step, record["evaluation"]) for record in kept if record["step"] == step and "evaluation" in record
+        }
         self._metrics.clear()
 
     def add_step(
@@ -63,6 +67,8 @@ class RunRecord:
 
     def add_evaluation(self, step: int, name: str, reward: float, rewards: Tensor) -> None:
         """Take down an evaluation of the centre: its mean reward, and the rewards (N, F) of each prompt."""
+        if (step, name) in self._done:  # a resumed run repeats the one of its start or end
+            return
         self._history.append({"step": step, "evaluation": name, "reward": reward, "rewards": rewards.tolist()})
 
     def pop_metrics(self) -> dict[str, list[float]]:

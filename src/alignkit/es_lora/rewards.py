@@ -73,7 +73,9 @@ class RewardFunctions:
         self.one_member_at_a_time = timeout_s is not None
         self._functions = [GuardedReward(f, timeout_s) if timeout_s is not None else f for f in listed]
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._extra: dict[str, list[Any]] = defaultdict(list)
+        self._extra: dict[str, list[Any]] = {}
+        self._extra_of_call: dict[str, list[Any]] = defaultdict(list)
+        self._completions_scored = 0  # since the last pop_extra
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __call__(
@@ -87,7 +89,7 @@ class RewardFunctions:
         """Rewards, (N, F) float64: NaN where a function does not apply, infinite where it failed.
 
         Raises:
-            ValueError: another number of rewards than of completions.
+            ValueError: another number of rewards, or of values for `log_extra`, than of completions.
             TypeError: rewards that are no numbers.
         """
         keywords: dict[str, Any] = {
@@ -103,6 +105,7 @@ class RewardFunctions:
             results = self._run([self._functions[place](**arguments) for place in waiting])
             for place, result in zip(waiting, results, strict=True):
                 outputs[place] = result
+        self._keep_extra(len(prompts))
         values = [_numbers(name, output, len(prompts)) for name, output in zip(self.names, outputs, strict=True)]
         return torch.tensor(values, dtype=torch.float64).T
 
@@ -112,15 +115,28 @@ class RewardFunctions:
         return metrics
 
     def pop_extra(self) -> dict[str, list[Any]]:
-        """What functions gave to `log_extra` since the last call."""
-        extra, self._extra = dict(self._extra), defaultdict(list)
+        """What functions gave to `log_extra` since the last call, one for each completion: None where they did not."""
+        extra, self._extra, self._completions_scored = self._extra, {}, 0
         return extra
 
     def _log_metric(self, name: str, value: float) -> None:
         self._metrics[name].append(float(value))
 
     def _log_extra(self, column: str, values: list[Any]) -> None:
-        self._extra[column].extend(values)
+        self._extra_of_call[column].extend(values)
+
+    def _keep_extra(self, n: int) -> None:
+        """Put what the functions logged in a call for n completions behind that of the calls before."""
+        logged, self._extra_of_call = self._extra_of_call, defaultdict(list)
+        for column, values in logged.items():
+            if len(values) != n:
+                raise ValueError(
+                    f"log_extra was given {len(values)} values of {column!r} for {n} completions; give one each"
+                )
+            self._extra.setdefault(column, [None] * self._completions_scored).extend(values)
+        self._completions_scored += n
+        for values in self._extra.values():
+            values += [None] * (self._completions_scored - len(values))
 
     def _run(self, coroutines: list[Any]) -> list[Any]:
         # One loop for the whole run, in a thread of its own: clients keep connections in it, and a notebook has a

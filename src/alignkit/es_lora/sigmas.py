@@ -25,6 +25,8 @@ from alignkit.es_lora.grouped_lora import with_additions
 
 SigmaMode = Literal["weight", "output", "adaptive"]
 ADAPTIVE_SHARE = 0.1
+AT_A_TIME = 8
+"""Prompts of a calibrating forward pass, whose logits are larger than those of any step of `generate`."""
 
 
 def module_sigmas(
@@ -68,7 +70,6 @@ class _Squares:
 
 def _sums_of_squares(centre: Centre, model: PeftModel, input_ids: Tensor, mask: Tensor) -> dict[str, _Squares]:
     sums = {name: _Squares() for name in centre.layers}
-    real = mask.bool()
 
     def measuring(name: str) -> Any:
         a, b = (factor.detach() for factor in centre.factors(name))
@@ -89,7 +90,9 @@ def _sums_of_squares(centre: Centre, model: PeftModel, input_ids: Tensor, mask: 
     was_training = base.training
     base.eval()
     with with_additions(base, {name: measuring(name) for name in centre.layers}):
-        base(input_ids, attention_mask=mask)
+        for prompts, mask_of_prompts in zip(input_ids.split(AT_A_TIME), mask.split(AT_A_TIME), strict=True):
+            real = mask_of_prompts.bool()
+            base(prompts, attention_mask=mask_of_prompts)
     base.train(was_training)
     return sums
 

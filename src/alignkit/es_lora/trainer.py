@@ -159,10 +159,10 @@ class ESLoRATrainer(Trainer):
         return PromptLoader(PromptSequence(self._train_prompts, args.seed), places)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            prompts: Any = self._eval_prompts[eval_dataset or ""]
-        else:
-            prompts = self._reader.evaluation(eval_dataset)
+        if eval_dataset is None and not self._eval_prompts:
+            raise ValueError("there is no eval_dataset; give one to the trainer or to evaluate()")
+        is_own = eval_dataset is None or isinstance(eval_dataset, str)
+        prompts: Any = self._eval_prompts[eval_dataset or ""] if is_own else self._reader.evaluation(eval_dataset)
         return DataLoader(prompts, batch_size=self.args.eval_batch_size, collate_fn=list)
 
     def get_total_train_batch_size(self, args: Any) -> int:
@@ -180,10 +180,8 @@ class ESLoRATrainer(Trainer):
             self._begin(resume_from_checkpoint or None)
             self._is_recording = True
             output = super().train(resume_from_checkpoint, *args, **kwargs)
-            weights_are_evaluated = (
-                self._evaluated_at == self.state.global_step and not self.args.load_best_model_at_end
-            )
-            if self._eval_prompts and not weights_are_evaluated:
+            is_new = self.args.load_best_model_at_end or self._evaluated_at != self.state.global_step
+            if self._eval_prompts and is_new:  # the weights have not been evaluated
                 self.evaluate()
             self._is_recording = False
             if self.args.should_save:
@@ -193,6 +191,11 @@ class ESLoRATrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         self.centre.train_what_is_perturbed(self.model)  # PEFT makes all of an adapter trainable when it loads one
         return super().create_optimizer(model)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # From a checkpoint of the last step the Trainer would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Evaluate the population on a micro-batch of prompts; on the last of a step write the estimate."""
@@ -233,7 +236,7 @@ class ESLoRATrainer(Trainer):
         args, update, done = self.args, self._update, 0
         if checkpoint is not None:
             done = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE)).global_step
-            update.sigmas, anchor = load_state(checkpoint, args)
+            update.sigmas, anchor = load_state(checkpoint, args, self.centre)
             update.anchor = {name: anchor[name].to(tensor) for name, tensor in update.anchor.items()}
         sequence = PromptSequence(self._train_prompts, args.seed)
         first_prompts = [sequence[place].ids for place in range(args.prompts_per_step)]
@@ -283,7 +286,8 @@ class ESLoRATrainer(Trainer):
         with self.stopwatch.during("checkpoint"):
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
-                save_state(output_dir or self._folder, self.args, self._update.sigmas, self._update.anchor)
+                folder, update = output_dir or self._folder, self._update
+                save_state(folder, self.args, self.centre, update.sigmas, update.anchor)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.stopwatch.during("checkpoint"):

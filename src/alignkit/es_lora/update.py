@@ -55,20 +55,20 @@ class Update:
         self.anchor = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def prepare(self, model: PeftModel, prompts: Sequence[Sequence[int]], pad_token: int) -> None:
-        """Find [`sigmas`] on prompts, unless they are known, and check that the population is one.
+        """Check that the population is one, and find [`sigmas`] on prompts unless they are known.
 
         Raises:
-            ValueError: as [`module_sigmas`].
+            ValueError: as [`module_sigmas`] and [`check_population`].
             RuntimeError: as [`check_population`].
         """
         settings, centre = self._settings, self._centre
-        if not self.sigmas:
-            batch = left_padded(prompts, pad_token, model.device)
-            sigmas = module_sigmas(centre, model, settings.sigma_mode, settings.sigma, *batch)
-            self.sigmas = broadcast_object_list([sigmas])[0]
         itself = {name: (a[0], b[0]) for name, (a, b) in centre.itself().items()}
         with centre.shared():
             check_population(model, itself, *left_padded(prompts[:CANARY_PROMPTS], pad_token, model.device))
+        if not self.sigmas:  # after the check, which says what is wrong with a module that cannot be measured
+            batch = left_padded(prompts, pad_token, model.device)
+            sigmas = module_sigmas(centre, model, settings.sigma_mode, settings.sigma, *batch)
+            self.sigmas = broadcast_object_list([sigmas])[0]
 
     def sigmas_at(self, step: int, max_steps: int) -> dict[str, float]:
         """Std of the noise of each module at a step."""

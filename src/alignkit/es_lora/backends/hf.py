@@ -1,13 +1,14 @@
 """The default backend: all members in one `generate` of the model in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from alignkit.es_lora.backends.protocol import GenerationRequest
 from alignkit.es_lora.centre import Centre, Member
-from alignkit.es_lora.grouped_lora import Adapters
+from alignkit.es_lora.grouped_lora import Adapters, base_model
 from alignkit.es_lora.population import evaluate_population
 from alignkit.es_lora.prompts import left_padded
 from alignkit.es_lora.sampling import SharedGumbelProcessor
@@ -55,20 +56,15 @@ class HFBackend:
                     temperature=request.temperature,
                 )
             )
-        # What a model's own generation_config asks for would act unless it is named here.
         config = GenerationConfig(
             do_sample=False,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            repetition_penalty=1.0,
             num_beams=1,
             use_cache=True,
             max_new_tokens=request.max_completion_length,
             eos_token_id=self._end_tokens,
             pad_token_id=self._pad_token,
         )
-        with self._centre.shared():
+        with self._centre.shared(), _only_settings(base_model(self._model), config):
             tokens = evaluate_population(
                 self._model,
                 adapters,
@@ -84,3 +80,13 @@ class HFBackend:
     def _until_the_end(self, tokens: list[int]) -> list[int]:
         ends = (place for place, token in enumerate(tokens) if token in self._end_tokens)
         return tokens[: next(ends, len(tokens)) + 1]
+
+
+@contextmanager
+def _only_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Within the context nothing that the model's own `generation_config` asks for acts beside these settings."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
