@@ -25,18 +25,22 @@ class KeepGradients(TrainerCallback):
     """Copies the gradients of every step, after they have been summed over micro-batches and ranks.
 
     Attributes:
-        steps: of each step, the gradients by the parameters' names in the model that no wrapper is around.
+        steps: of each step, by its number, the gradients by the parameters' names in the model without a wrapper.
     """
 
     def __init__(self):
-        self.steps: list[dict[str, torch.Tensor]] = []
+        self.steps: dict[int, dict[str, torch.Tensor]] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         named = model.named_parameters()
-        self.steps.append(
-            {name.removeprefix("module."): whole(p.grad).clone() for name, p in named if p.grad is not None}
-        )
+        self.steps[state.global_step] = {
+            name.removeprefix("module."): whole(p.grad).clone() for name, p in named if p.grad is not None
+        }
+
+    @property
+    def last(self) -> dict[str, torch.Tensor]:
+        return next(reversed(self.steps.values()))
 
     def by_step(self) -> dict[str, torch.Tensor]:
         """All of them under `step.name`, for a file."""
-        return {f"{step}.{name}": value for step, found in enumerate(self.steps) for name, value in found.items()}
+        return {f"{step}.{name}": value for step, found in self.steps.items() for name, value in found.items()}

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
+from tests.callbacks import KeepGradients
 from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
-from tests.kl_barrier.run_training import FSDP, LORA, KeepGradients
+from tests.kl_barrier.run_training import FSDP, LORA
 
 # torch.distributed.checkpoint does not load an optimiser without a state, such as plain SGD.
 SAVED = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
@@ -59,7 +60,7 @@ def train(
     assert trainer.is_fsdp_enabled == bool(args.fsdp)
     if args.fsdp:
         assert any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-    return keep.gradients, [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
+    return keep.by_step(), [entry for entry in trainer.state.log_history if "loss" in entry], trainer.evaluate()
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

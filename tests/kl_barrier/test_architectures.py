@@ -74,7 +74,7 @@ def one_step(make_trainer):
             **{"barrier_weight": WEIGHT, "tau_nats": TAU, "aggregate": "rmse", **settings},
         )
         trainer.train()
-        return trainer, next(entry for entry in trainer.state.log_history if "loss" in entry), keep.steps[-1]
+        return trainer, next(entry for entry in trainer.state.log_history if "loss" in entry), keep.last
 
     return run
 

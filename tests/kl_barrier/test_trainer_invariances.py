@@ -32,7 +32,7 @@ def one_step(make_trainer):
         )
         trainer.model_accepts_loss_kwargs = accepts_loss_kwargs
         trainer.train()
-        return keep.steps[-1], next(entry for entry in trainer.state.log_history if "loss" in entry)
+        return keep.last, next(entry for entry in trainer.state.log_history if "loss" in entry)
 
     return run
 
