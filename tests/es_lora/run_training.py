@@ -29,7 +29,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
     },
     "lowrank": {"perturb": "lowrank", "completions_steps": 1},
-    "odd": {"population_size": 5, "antithetic": False, "rollouts_per_prompt": 2, "perturb": "B"},
+    "odd": {
+        "population_size": 5,
+        "antithetic": False,
+        "rollouts_per_prompt": 2,
+        "perturb": "B",
+        "completions_steps": 1,
+    },
 }
 
 

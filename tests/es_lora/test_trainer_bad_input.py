@@ -43,6 +43,7 @@ NO_OUTPUT = {"use_cpu": True, "report_to": "none"}
         ({"anchor_decay": -0.1}, "anchor_decay is -0.1"),
         ({"reward_timeout_s": 0.0}, "reward_timeout_s is 0.0"),
         ({"fp16": True}, "fp16=True"),
+        ({"bf16": True}, "bf16=True.*'dtype': 'bfloat16'"),
         ({"auto_find_batch_size": True}, "lower population_chunk_size"),
     ],
 )

@@ -158,6 +158,7 @@ def test_with_a_deadline_the_member_that_hangs_fails_and_the_others_do_not(make_
         (3.0, TypeError, "return a list of 2 numbers"),
         ("ab", TypeError, "return a list of 2 numbers"),
         ([1.0, [2.0]], TypeError, "for a completion; return a number"),
+        (torch.zeros(2, 2), TypeError, "'reward' returned tensor.* for a completion; return a number"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_refused(returned, error, message):
@@ -166,6 +167,11 @@ def test_what_is_no_list_of_numbers_is_refused(returned, error, message):
 
     with pytest.raises(error, match=message):
         RewardFunctions(reward)(["p", "p"], ["a", "b"], [[1], [2]], {}, None)
+
+
+def test_functions_of_one_name_are_told_apart_in_the_log():
+    rewards = RewardFunctions([lambda completions, **columns: [0.0], mean_code, lambda completions, **columns: [1.0]])
+    assert rewards.names == ["<lambda>", "mean_code", "<lambda>_2"]
 
 
 def test_numbers_of_any_kind_are_read_and_nan_is_a_failure_while_none_is_not():

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.rewards import guarded_functions
 import psutil
 import pytest
 
 from alignkit.rewards.guard import GuardedReward, RewardFunctionError
+from tests.rewards import guarded_functions
 
 PROMPTS, COMPLETIONS = ["p", "pp", "ppp"], ["a", "bb", "cccc"]
 LENGTHS = [1.0, 2.0, 4.0]

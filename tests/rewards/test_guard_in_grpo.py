@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from tests.rewards import guarded_functions
 import pytest
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
@@ -10,6 +9,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from alignkit.rewards.guard import GuardedReward
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
+from tests.rewards import guarded_functions
 
 
 def test_grpo_takes_a_guard_as_its_reward_function_and_logs_what_it_logs(tmp_path: Path) -> None:

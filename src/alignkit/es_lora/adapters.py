@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignkit._compat import keep_cpu_4bit_gradients_right
 from alignkit.es_lora.centre import Centre, Perturb
 
 ADAPTER = "default"
@@ -34,6 +35,7 @@ def add_adapter(
         ValueError: a config beside a model that has an adapter, an adapter without a `PeftModel` around it, a config
             that rewrites the base weights, or no match.
     """
+    keep_cpu_4bit_gradients_right(model)  # before the first forward, which would repack the base's weights
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise ValueError("the model is a PeftModel and peft_config is given too; give one of them")

@@ -42,7 +42,7 @@ class ESLoRAConfig(TrainingArguments):
 
     Only the parameters specific to evolution strategies, and those with another default, are listed here; all of
     [`~transformers.TrainingArguments`]'s keep their meaning. `per_device_train_batch_size` cannot be set, see
-    `prompts_per_step`; `fp16`, DeepSpeed and FSDP are refused.
+    `prompts_per_step`; `fp16`, `bf16`, DeepSpeed and FSDP are refused.
 
     Parameters:
         population_size (`int`, *optional*, defaults to `30`):
@@ -63,9 +63,9 @@ class ESLoRAConfig(TrainingArguments):
             Factors of `sigma_mode="adaptive"` at step 0 and later.
         perturb (`str`, *optional*, defaults to `"B"`):
             What has noise and is trained. `"B"`: B alone, A being drawn once and shared; it won the comparison in
-            `examples/es_stories_style.py`. `"A"`: A alone, which needs
-            a B that is not 0. `"both"`: both, around an A that is not 0. `"lowrank"`: the layer's whole weight, with
-            noise of the rank `r` of the `peft_config`; the centre is a full-rank adapter, and as large as the layer.
+            `examples/es_stories_style.py`. `"A"`: A alone, which needs a B that is not 0. `"both"`: both, around an A
+            that is not 0. `"lowrank"`: the layer's whole weight, with noise of the rank `r` of the `peft_config`; the
+            centre is a full-rank adapter, and as large as the layer.
         fitness_shaping (`str`, *optional*, defaults to `"z_score"`):
             `"z_score"`, `"centered_rank"`, `"prompt_baseline"` or `"sign"`; see [`alignkit.es_lora.shape_fitness`].
         divide_by_sigma (`bool`, *optional*, defaults to `False`):
@@ -241,11 +241,12 @@ class ESLoRAConfig(TrainingArguments):
             )
 
     def _check_precision(self) -> None:
-        if self.fp16:
-            raise ValueError(
-                "fp16=True scales gradients, and there are none to scale; leave it out and load the model in half "
-                "precision with model_init_kwargs={'dtype': 'float16'}"
-            )
+        for name, dtype in {"fp16": "float16", "bf16": "bfloat16"}.items():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}=True is for the training forward and its gradients, and there are none; leave it out and "
+                    f"load the model in half precision with model_init_kwargs={{'dtype': {dtype!r}}}"
+                )
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size=True is not supported; lower population_chunk_size when memory is short"

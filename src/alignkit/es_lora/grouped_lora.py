@@ -223,3 +223,15 @@ def _features(name: str, module: Any) -> tuple[int, int]:
     if not isinstance(layer, nn.Linear):
         raise ValueError(f"{name} is a {type(layer).__name__}; only linear modules can have members")
     return layer.in_features, layer.out_features
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context no dropout acts; each module's own flag comes back."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

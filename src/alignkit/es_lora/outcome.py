@@ -10,7 +10,6 @@ from alignkit.es_lora.fitness import (
     FitnessShaping,
     SignalToNoise,
     combine_rewards,
-    has_variance,
     replace_failed,
     shape_fitness,
     signal_to_noise,
@@ -28,7 +27,7 @@ class Outcome:
         shaped (`Tensor`, (P,)): weights of the members' noise.
         centre (`float`): mean reward of the centre on the same prompts.
         failed (`int`): members without a fitness.
-        moves (`bool`): whether members differ, so that the step moves anything.
+        moves (`bool`): whether any weight is not 0, so that the step moves anything.
         signal (`SignalToNoise`): whether they differ by more than chance.
     """
 
@@ -81,11 +80,12 @@ def step_outcome(rewards: Tensor, weights: Tensor, how: FitnessShaping) -> Outco
     members = combined[:-1].masked_fill(failed[:-1, None, None], torch.nan)
     fitness = members.flatten(1).nanmean(1)
     replaced, n_failed = replace_failed(members.nanmean(2) if how == "prompt_baseline" else fitness)
+    shaped = shape_fitness(replaced, how)
     return Outcome(
         fitness=fitness,
-        shaped=shape_fitness(replaced, how),
+        shaped=shaped,
         centre=combined[-1].nanmean().item(),
         failed=n_failed,
-        moves=has_variance(replaced),
+        moves=bool(shaped.any()),
         signal=signal_to_noise(members, combined[-1]),
     )

@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .finished_rows import dropping_finished_rows
-from .grouped_lora import Adapters, PlainLoRA, base_model, grouped_lora, member_count, with_additions
+from .grouped_lora import Adapters, PlainLoRA, base_model, evaluation_mode, grouped_lora, member_count, with_additions
 
 # What member 0 of the check may differ by from the centre, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -95,7 +95,7 @@ def evaluate_population(
     chunk_size = members if population_chunk_size is None else population_chunk_size
     end_tokens, pad_token = _check_request(base, input_ids, attention_mask, chunk_size, generate_kwargs)
     chunks = []
-    with _evaluation_mode(base):
+    with evaluation_mode(base):
         for start in range(0, members, chunk_size):
             part = {
                 name: (a[start : start + chunk_size], b[start : start + chunk_size])
@@ -152,7 +152,7 @@ def check_population(
 
     members = {name: (two_members(a), two_members(b)) for name, (a, b) in centre.items()}
     mask = attention_mask.bool()
-    with _evaluation_mode(base):
+    with evaluation_mode(base):
         with grouped_lora(base, members) as layers:
             logits = base(input_ids.repeat(2, 1), attention_mask=attention_mask.repeat(2, 1)).logits
         silent = [layer.name for layer in layers if not layer.was_called]
@@ -174,17 +174,6 @@ def check_population(
             "the adapters have no effect"
         )
     return {"zero_sigma": zero, "large_sigma": large}
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check_request(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from alignkit.es_lora.centre import Member
@@ -44,13 +45,24 @@ class PopulationStep:
 
     def rewards(self) -> Tensor:
         """Of all members, the centre last: (P + 1, M, J, F)."""
-        own = torch.cat([rollouts.rewards for rollouts in self.rollouts], dim=1)
+        return self._of_everyone(torch.cat([rollouts.rewards for rollouts in self.rollouts], dim=1))
+
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Tokens of all completions, and whether they ended, likewise: (P + 1, M · J) each."""
+        both = [torch.stack([rollouts.lengths, rollouts.ended.to(rollouts.lengths)], 2) for rollouts in self.rollouts]
+        lengths, ended = self._of_everyone(torch.cat(both, dim=1)).unbind(2)
+        return lengths, ended
+
+    def _of_everyone(self, own: Tensor) -> Tensor:
         everyone = own.new_zeros(self._n_members, *own.shape[1:])
         everyone[self._first : self._end] = own
         return summed_over_ranks(everyone, self._accelerator).roll(-1, dims=0)
 
     def completions(self, best: int) -> list[dict[str, Any]]:
-        """What the centre and the best member wrote, as far as this rank evaluated them."""
+        """What the centre and the best member wrote, on whichever rank. Collective."""
+        return gather_object(self._own_completions(best))
+
+    def _own_completions(self, best: int) -> list[dict[str, Any]]:
         found = []
         for part, rollouts in enumerate(self.rollouts):
             per_prompt = rollouts.rewards.shape[2]

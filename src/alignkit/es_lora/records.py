@@ -52,10 +52,10 @@ class RunRecord:
         sigma: float,
         user_metrics: Mapping[str, Sequence[float]],
     ) -> None:
-        """Take down a step. `number` counts from 1; `sigma` is the mean over modules."""
+        """Take down a step. Collective. `number` counts from 1; `sigma` is the mean over modules."""
         if not outcome.moves:
             self._warn_of_no_variance(number)
-        metrics = step_metrics(outcome, rewards, self._names, step.rollouts, sigma)
+        metrics = step_metrics(outcome, rewards, self._names, *step.lengths(), sigma)
         for name, value in metrics.items():
             self._metrics[name].append(value)
         for name, values in user_metrics.items():

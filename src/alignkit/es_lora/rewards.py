@@ -38,7 +38,7 @@ class RewardFunctions:
     """The reward functions of a run.
 
     Args:
-        functions: one or several. Their names are TRL's, in the log.
+        functions: one or several. Their names in the log are TRL's, with a number behind one that comes again.
         weights (`Sequence[float]`, *optional*): of each; 1 by default.
         timeout_s (`float`, *optional*): deadline of a call.
 
@@ -68,7 +68,7 @@ class RewardFunctions:
                 )
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights has {len(weights)} numbers for {len(listed)} reward functions")
-        self.names = [_name(function) for function in listed]
+        self.names = _distinct([_name(function) for function in listed])
         self.weights = torch.tensor([1.0] * len(listed) if weights is None else list(weights), dtype=torch.float64)
         self.one_member_at_a_time = timeout_s is not None
         self._functions = [GuardedReward(f, timeout_s) if timeout_s is not None else f for f in listed]
@@ -170,6 +170,11 @@ def _name(function: Any) -> str:
     return function.__name__ if hasattr(function, "__name__") else type(function).__name__
 
 
+def _distinct(names: list[str]) -> list[str]:
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, before, strict=True)]
+
+
 def _is_async(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
@@ -189,7 +194,8 @@ def _numbers(name: str, output: Any, n: int) -> list[float]:
 def _number(name: str, value: Any) -> float:
     if value is None:
         return DOES_NOT_APPLY
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+    is_one = math.prod(getattr(value, "shape", ())) == 1
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__") or not is_one:
         raise TypeError(
             f"reward function {name!r} returned {value!r:.80} for a completion; return a number, or None where it "
             "does not apply"

@@ -80,7 +80,7 @@ class Rollout:
         rows = [prompt for prompt in prompts for _ in range(rollouts)]
         shape = (len(numbers), len(prompts), rollouts, len(self._rewards.names))
         if not numbers:
-            empty = torch.zeros(0, len(rows))
+            empty = torch.zeros(0, len(rows), dtype=torch.float64)
             return Rollouts(torch.zeros(shape, dtype=torch.float64), [], empty, empty, {})
         if is_training:
             self._stopwatch.enter("generate")

@@ -21,7 +21,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
 from alignkit.es_lora.centre import Centre
-from alignkit.es_lora.grouped_lora import with_additions
+from alignkit.es_lora.grouped_lora import evaluation_mode, with_additions
 
 SigmaMode = Literal["weight", "output", "adaptive"]
 ADAPTIVE_SHARE = 0.1
@@ -87,13 +87,10 @@ def _sums_of_squares(centre: Centre, model: PeftModel, input_ids: Tensor, mask: 
         return measure
 
     base: Any = model.get_base_model()
-    was_training = base.training
-    base.eval()
-    with with_additions(base, {name: measuring(name) for name in centre.layers}):
+    with evaluation_mode(base), with_additions(base, {name: measuring(name) for name in centre.layers}):
         for prompts, mask_of_prompts in zip(input_ids.split(AT_A_TIME), mask.split(AT_A_TIME), strict=True):
             real = mask_of_prompts.bool()
             base(prompts, attention_mask=mask_of_prompts)
-    base.train(was_training)
     return sums
 
 

@@ -4,24 +4,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-import torch
 from torch import Tensor
 
 from alignkit.es_lora.fitness import Verdict
 from alignkit.es_lora.outcome import Outcome, completion_rewards
 from alignkit.es_lora.rewards import RewardFunctions
-from alignkit.es_lora.rollout import Rollouts
 
 VERDICTS = get_args(Verdict)
 
 
 def step_metrics(
-    outcome: Outcome, rewards: Tensor, names: Sequence[str], rollouts: Sequence[Rollouts], sigma: float
+    outcome: Outcome, rewards: Tensor, names: Sequence[str], lengths: Tensor, ended: Tensor, sigma: float
 ) -> dict[str, float]:
-    """Of one step; the log has the mean over steps.
+    """Of one step, over the members of all ranks and without the centre; the log has the mean over steps.
 
     `reward` is the mean fitness, `reward_std` the spread over members; `rewards/NAME/mean` and `/std` are over
-    completions; `verdict/NAME` is 1 for the verdict of the step. Lengths are those of this rank's members.
+    completions; `verdict/NAME` is 1 for the verdict of the step.
+
+    Args:
+        outcome: of the step.
+        rewards (`Tensor`, (P + 1, M, J, F)), names: of the functions; the centre last.
+        lengths, ended (`Tensor`, (P + 1, M · J)): tokens of each completion, and whether it ended by itself.
+        sigma: mean over modules.
     """
     record = outcome.record()
     found = {
@@ -40,12 +44,9 @@ def step_metrics(
         values = values[values.isfinite()]
         found[f"rewards/{name}/mean"] = values.mean().item()
         found[f"rewards/{name}/std"] = values.std(correction=0).item() if len(values) else math.nan
-    lengths = torch.cat([part.lengths.flatten() for part in rollouts])
-    if len(lengths):
-        ended = torch.cat([part.ended.flatten() for part in rollouts])
-        found["completions/mean_length"] = lengths.mean().item()
-        found["completions/max_length"] = lengths.max().item()
-        found["completions/clipped_ratio"] = 1 - ended.mean().item()
+    found["completions/mean_length"] = lengths[:-1].mean().item()
+    found["completions/max_length"] = lengths[:-1].max().item()
+    found["completions/clipped_ratio"] = 1 - ended[:-1].mean().item()
     return found
 
 
