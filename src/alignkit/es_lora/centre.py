@@ -125,20 +125,31 @@ class Centre:
             numbers: of the members; `None` for the centre.
             sigmas: std of the noise of each module.
         """
-        shapes = self._noise_shapes()
+        shapes, starts = self._noise_shapes(), self._starts(sigmas)
         device = next(iter(self.trained().values())).device
-        noises = {key: torch.zeros(len(numbers), *shape, device=device) for key, shape in shapes.items()}
+        members = {
+            key: start.new_empty(len(numbers), *start.shape) if key in shapes else start.expand(len(numbers), -1, -1)
+            for key, (start, _) in starts.items()
+        }
         drawn: dict[int, dict[str, Tensor]] = {}
         for place, number in enumerate(numbers):
             if number is None:
+                for key in shapes:
+                    members[key][place] = starts[key][0]
                 continue
             source, sign = antithetic_member(number) if antithetic else (number, 1)
             if source not in drawn:
                 drawn = {source: member_noises(seed, step, source, shapes, device)}
             for key, noise in drawn[source].items():
-                second = self.perturb == "lowrank" and key.endswith(".noise_B")  # a product has its sign once
-                noises[key][place].add_(noise, alpha=1 if second else sign)
-        return {name: self._adapters(name, noises, sigmas[name], len(numbers)) for name in self.layers}
+                start, std = starts[key]
+                signed_once = key.endswith(".noise_B")  # of a product of two noises
+                torch.add(start, noise, alpha=std if signed_once else sign * std, out=members[key][place])
+        if self.perturb == "lowrank":
+            return {name: (members[f"{name}.noise_A"], members[f"{name}.noise_B"]) for name in self.layers}
+        return {
+            name: (members[f"{name}.lora_A"].transpose(1, 2), members[f"{name}.lora_B"].transpose(1, 2))
+            for name in self.layers
+        }
 
     def itself(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Adapters of a population of one: the centre."""
@@ -213,16 +224,21 @@ class Centre:
             shapes[f"{name}.noise_B"] = (self.noise_rank or 1, delta.shape[0])
         return shapes
 
-    def _adapters(self, name: str, noises: dict[str, Tensor], sigma: float, n: int) -> tuple[Tensor, Tensor]:
+    def _starts(self, sigmas: Mapping[str, float]) -> dict[str, tuple[Tensor, float]]:
+        """Of each factor of a member, by its name: what the noise is added to, and the std of the noise there."""
+        starts: dict[str, tuple[Tensor, float]] = {}
         if self.perturb == "lowrank":
-            a = noises[f"{name}.noise_A"]
-            return a, noises[f"{name}.noise_B"].mul_(sigma / a.shape[2] ** 0.5)
-        factors = []
-        for key, centre in zip((f"{name}.lora_A", f"{name}.lora_B"), self.factors(name), strict=True):
-            noise, itself = noises.get(key), centre.detach()
-            factors.append(itself.expand(n, -1, -1) if noise is None else noise.mul_(sigma).add_(itself))
-        a, b = factors
-        return a.transpose(1, 2), b.transpose(1, 2) * self.scaling(name)
+            zero = next(iter(self.trained().values())).new_zeros(())
+            for key, shape in self._noise_shapes().items():
+                name, _, factor = key.rpartition(".")
+                std = sigmas[name] / shape[0] ** 0.5 if factor == "noise_B" else 1.0
+                starts[key] = zero.expand(shape), std
+            return starts
+        for name in self.layers:
+            (a, b), scaling = self.factors(name), self.scaling(name)
+            starts[f"{name}.lora_A"] = a.detach(), sigmas[name]
+            starts[f"{name}.lora_B"] = b.detach() * scaling, sigmas[name] * scaling
+        return starts
 
     # ---- Checks ----
 

@@ -88,7 +88,7 @@ class _Rows:
         self._end_tokens = torch.tensor(end_tokens, device=device)
         self._n_rows = members * len(prompts)
         self._prompt_length = prompts.shape[1]
-        self._step = 0
+        self._unseen: list[Tensor] = []  # last tokens since the last look, (N,) each
         self._finished = torch.zeros(self._n_rows, dtype=torch.bool, device=device)
         self._n_members = members
         self._batch = list(range(self._n_rows))  # the row at each place of the batch
@@ -99,9 +99,10 @@ class _Rows:
         # An end token of a prompt ends nothing.
         if not _can_drop(cache) or cache.get_seq_length() < self._prompt_length:
             return None
-        self._finished |= torch.isin(kwargs["input_ids"][:, -1], self._end_tokens)
-        self._step += 1
-        if self._step % _STEPS_BETWEEN_LOOKS == 0:
+        self._unseen.append(kwargs["input_ids"][:, -1])
+        if len(self._unseen) == _STEPS_BETWEEN_LOOKS:
+            self._finished |= torch.isin(torch.stack(self._unseen), self._end_tokens).any(0)
+            self._unseen.clear()
             self._drop(cache)
         if self._kept is None:
             return None

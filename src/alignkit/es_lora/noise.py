@@ -18,7 +18,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -194,10 +194,14 @@ def _chunks(spans: Sequence[Span], n_tiles: int) -> Iterator[list[Span]]:
 
 def words_by_numpy(spans: Sequence[Span]) -> Tensor:
     """32-bit words of the spans' tiles, `(tiles · 1024,)` int32."""
-    parts = [
-        np.random.Philox(key=key, counter=first * _BLOCKS_PER_TILE).random_raw(n_tiles * TILE // 2)
-        for key, first, n_tiles in spans
-    ]
+    generator = np.random.Philox(key=0)  # one for all spans, because to make one costs more than its words
+    state: Any = generator.state
+    parts = []
+    for key, first, n_tiles in spans:
+        state["state"]["key"][:] = key & (2**64 - 1), key >> 64
+        state["state"]["counter"][0] = first * _BLOCKS_PER_TILE
+        generator.state = state
+        parts.append(generator.random_raw(n_tiles * TILE // 2))
     return torch.from_numpy(np.concatenate(parts).view(np.int32))
 
 
