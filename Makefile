@@ -32,8 +32,8 @@ help:  ## list the targets
 quickstart: $(INSTALLED)  ## install, then train, save, reload and probe a small reward model, offline
 	$(OFFLINE) $(BIN)/python -m alignkit.reward_model.quickstart
 
-test: $(INSTALLED_DEV)  ## install with the dev extra, then run the default test tier
-	$(PYTEST)
+test: $(INSTALLED_DEV)  ## install with the dev extra, then run the default test tier, files side by side
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED_DEV)  ## run the slow tier, such as the examples
 	$(PYTEST) -m "slow and not gpu"

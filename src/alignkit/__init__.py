@@ -10,6 +10,8 @@ from alignkit._lazy import lazy_names
 from alignkit._version import __version__
 
 if TYPE_CHECKING:
+    from alignkit.es_lora.config import ESLoRAConfig
+    from alignkit.es_lora.trainer import ESLoRATrainer
     from alignkit.fused_head import fused_nll_kl, plain_nll_kl
     from alignkit.kl_barrier.aggregation import aggregate_positions
     from alignkit.kl_barrier.config import KLBarrierConfig
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from alignkit.reward_model.trainer import MultiHeadRewardTrainer
 
 __all__ = [
+    "ESLoRAConfig",
+    "ESLoRATrainer",
     "KLBarrierConfig",
     "KLBarrierTrainer",
     "MultiHeadRewardConfig",
@@ -29,6 +33,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "ESLoRAConfig": "alignkit.es_lora.config",
+    "ESLoRATrainer": "alignkit.es_lora.trainer",
     "KLBarrierConfig": "alignkit.kl_barrier.config",
     "KLBarrierTrainer": "alignkit.kl_barrier.trainer",
     "MultiHeadRewardConfig": "alignkit.reward_model.config",

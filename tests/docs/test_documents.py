@@ -29,15 +29,17 @@ def test_the_readmes_code_runs_with_a_local_model_in_place_of_the_hubs(tmp_path,
     tiny_causal_lm().save_pretrained("backbone")
     byte_tokenizer().save_pretrained("backbone")
     for block in python_blocks("README.md"):
-        for hub, here in (
-            ('"Qwen/Qwen2.5-0.5B"', '"backbone"'),
-            ("per_device_train_batch_size=2)", "per_device_train_batch_size=2, bf16=False, use_cpu=True)"),
-        ):
-            assert hub in block
-            block = block.replace(hub, here)
+        on_cpu = {
+            "per_device_train_batch_size=2)": "per_device_train_batch_size=2, bf16=False, use_cpu=True)",
+            "prompts_per_step=2)": "prompts_per_step=2, max_completion_length=8, use_cpu=True)",
+        }
+        (setting,) = (setting for setting in on_cpu if setting in block)
+        block, n_names = re.subn(r'"Qwen/[\w.-]+"', '"backbone"', block.replace(setting, on_cpu[setting]))
+        assert n_names == 1
         exec(block, {})
     assert "tensor([[" in capsys.readouterr().out
     assert (tmp_path / "cook" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "brief" / "evolution.png").is_file()
 
 
 def test_the_code_of_the_kl_barrier_page_runs(tmp_path, monkeypatch, capsys):
@@ -49,9 +51,25 @@ def test_the_code_of_the_kl_barrier_page_runs(tmp_path, monkeypatch, capsys):
     assert namespace["args"].tau_nats > 0
 
 
+def test_the_code_of_the_es_lora_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in python_blocks("docs/es_lora.md"):
+        exec(block, {})
+    reward, shape = capsys.readouterr().out.splitlines()[-2:]
+    assert 0 <= float(reward) <= 1 and shape == "torch.Size([4, 2, 7])"
+
+
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "docs/reward_model.md", "docs/kl_barrier.md", "examples/README.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/reward_model.md",
+        "docs/kl_barrier.md",
+        "docs/es_lora.md",
+        "examples/README.md",
+        "benchmarks/README.md",
+    ],
 )
 def test_every_relative_link_leads_somewhere(document):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / document).read_text())

@@ -32,6 +32,32 @@ ON_DATA = {
             *("none/seed_0/results.jsonl", "none/seed_0/round_1/adapter/adapter_model.safetensors"),
         ],
     ),
+    "es_stories_style": (
+        [
+            *("--seeds", "0", "1", "--completions", "16", "--evaluations", "1", "--held_out_prompts", "4"),
+            *("--population_size", "2", "--prompts_per_step", "2", "--max_completion_length", "8"),
+        ],
+        [
+            *("comparison.md", "comparison.png", "B/seed_1/adapter_model.safetensors", "B/seed_1/results.jsonl"),
+            *(f"{arm}/seed_1/run.json" for arm in ("B", "both", "random", "prior", "grpo")),
+        ],
+    ),
+    "es_conciseness": (
+        [*TWO_STEPS, "--population_size", "2", "--max_completion_length", "8"],
+        ["adapter_model.safetensors", "results.jsonl", "evolution.png", "time_breakdown.png"],
+    ),
+}
+# The same for those that make their own model and problems.
+FEW_PROBLEMS = ["--n_train", "40", "--n_test", "4", "--sft_steps", "2", "--population_size", "2"]
+WITHOUT_DATA = {
+    "es_countdown": (
+        [*TWO_STEPS, *FEW_PROBLEMS, "--prompts_per_step", "2"],
+        ["start/tokenizer.json", "adapter_model.safetensors", "results.jsonl", "evolution.png", "time_breakdown.png"],
+    ),
+    "es_countdown_comparison": (
+        [*FEW_PROBLEMS, "--seeds", "0", "1", "--completions", "256", "--evaluations", "1", "--prompts_per_step", "64"],
+        ["starts/seed=1/model.safetensors", "comparison.md", "comparison.png"],
+    ),
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -49,10 +75,10 @@ def check(process: subprocess.CompletedProcess[str], folder: Path, files: list[s
 
 
 def test_every_example_is_tested_and_in_the_index():
-    data_modules = {"author_passages", "story_rounds"}
+    data_modules = {"author_passages", "story_rounds", "story_style", "es_comparison", "es_report", "countdown_start"}
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - data_modules
     index = (EXAMPLES / "README.md").read_text("utf-8")
-    assert scripts == {*ON_DATA, "reward_quickstart"}
+    assert scripts == {*ON_DATA, *WITHOUT_DATA, "reward_quickstart"}
     assert [script for script in scripts if f"{script}.py" not in index] == []
 
 
@@ -61,6 +87,12 @@ def test_the_example_trains_a_few_steps_and_writes_its_files(example, data_dir, 
     arguments, files = ON_DATA[example]
     process = launch(example, *arguments, "--output_dir", str(tmp_path), ALIGNKIT_DATA=str(data_dir))
     check(process, tmp_path, files)
+
+
+@pytest.mark.parametrize("example", WITHOUT_DATA)
+def test_the_example_without_data_trains_a_few_steps_and_writes_its_files(example, tmp_path):
+    arguments, files = WITHOUT_DATA[example]
+    check(launch(example, *arguments, "--output_dir", str(tmp_path), ALIGNKIT_DATA=""), tmp_path, files)
 
 
 def test_the_quickstart_passes_its_checks_without_data(tmp_path):

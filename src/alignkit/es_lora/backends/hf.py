@@ -1,0 +1,92 @@
+"""The default backend: all members in one `generate` of the model in this process."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel
+
+from alignkit.es_lora.backends.protocol import GenerationRequest
+from alignkit.es_lora.centre import Centre, Member
+from alignkit.es_lora.grouped_lora import Adapters, base_model
+from alignkit.es_lora.population import evaluate_population
+from alignkit.es_lora.prompts import left_padded
+from alignkit.es_lora.sampling import SharedGumbelProcessor
+
+
+class HFBackend:
+    """Args:
+    model ([`~peft.PeftModel`]): the model.
+    centre ([`Centre`]): its adapter.
+    end_tokens (`Sequence[int]`): any of which ends a completion.
+    pad_token (`int`): fills up rows; masked everywhere.
+    seed (`int`): of sampling.
+    chunk_size (`int`, *optional*): members at a time.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        centre: Centre,
+        *,
+        end_tokens: Sequence[int],
+        pad_token: int,
+        seed: int,
+        chunk_size: int | None,
+    ):
+        self._model = model
+        self._centre = centre
+        self._end_tokens = list(end_tokens)
+        self._pad_token = pad_token
+        self._seed = seed
+        self._chunk_size = chunk_size
+
+    def generate(
+        self, numbers: Sequence[Member], adapters: Adapters, request: GenerationRequest
+    ) -> list[list[list[int]]]:
+        input_ids, attention_mask = left_padded(request.prompts, self._pad_token, self._model.device)
+        processors = []
+        if request.temperature:
+            processors.append(
+                SharedGumbelProcessor(
+                    seed=self._seed,
+                    step=request.step,
+                    keys=request.keys,
+                    prompt_length=input_ids.shape[1],
+                    temperature=request.temperature,
+                )
+            )
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            max_new_tokens=request.max_completion_length,
+            eos_token_id=self._end_tokens,
+            pad_token_id=self._pad_token,
+        )
+        with self._centre.shared(), _only_settings(base_model(self._model), config):
+            tokens = evaluate_population(
+                self._model,
+                adapters,
+                input_ids,
+                attention_mask,
+                population_chunk_size=self._chunk_size,
+                generation_config=config,
+                logits_processor=processors,
+            )
+        completions = tokens[:, :, input_ids.shape[1] :].tolist()
+        return [[self._until_the_end(row) for row in member] for member in completions]
+
+    def _until_the_end(self, tokens: list[int]) -> list[int]:
+        ends = (place for place, token in enumerate(tokens) if token in self._end_tokens)
+        return tokens[: next(ends, len(tokens)) + 1]
+
+
+@contextmanager
+def _only_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Within the context nothing that the model's own `generation_config` asks for acts beside these settings."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own

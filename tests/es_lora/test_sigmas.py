@@ -1,0 +1,88 @@
+"""Each mode of sigma has the size that it names."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from alignkit.es_lora.backends.hf import left_padded
+from tests.es_lora.conftest import lively_lm
+
+
+def measured_shares(trainer, members: int) -> dict[str, float]:
+    """√(E Σ ‖ΔW x‖² / Σ ‖W x‖²) of each module from drawn members, x being what the unperturbed model sees."""
+    update, centre = trainer._update, trainer.centre
+    sequence = trainer.get_train_dataloader().dataset
+    batch = left_padded([sequence[i].ids for i in range(trainer.args.prompts_per_step)], 256, "cpu")
+    inputs, outputs, handles = {}, {}, []
+    for name, layer in centre.layers.items():
+
+        def keep(module, args, output, name=name):
+            inputs[name], outputs[name] = args[0][batch[1].bool()], output[batch[1].bool()]
+
+        handles.append(layer.get_base_layer().register_forward_hook(keep))
+    with torch.no_grad():
+        trainer.model.eval()(batch[0], attention_mask=batch[1])
+    shares = {}
+    drawn = update.members(list(range(members)), 0, 10)
+    itself = centre.itself()
+    for name, (a, b) in drawn.items():
+        x = inputs[name]
+        rest = x @ a @ b - x @ itself[name][0] @ itself[name][1]  # (P, tokens, O)
+        shares[name] = (rest.square().sum((1, 2)).mean() / outputs[name].square().sum()).sqrt().item()
+    for handle in handles:
+        handle.remove()
+    return shares
+
+
+@pytest.mark.parametrize("perturb", ["B", "A", "both", "lowrank"])
+@pytest.mark.parametrize(("rank", "share"), [(1, 0.05), (8, 0.5)])
+def test_output_mode_changes_each_modules_output_by_the_share(make_trainer, perturb, rank, share):
+    config = LoraConfig(
+        r=rank, lora_alpha=3, target_modules="all-linear", init_lora_weights=perturb not in ("A", "both")
+    )
+    trainer = make_trainer(
+        perturb=perturb, sigma_mode="output", sigma=share, peft_config=config, prompts_per_step=5, antithetic=False
+    )
+    trainer._begin(None)
+    assert len(set(trainer._update.sigmas.values())) == len(trainer.centre.layers)
+    for name, found in measured_shares(trainer, 1000).items():
+        assert found == pytest.approx(share, rel=0.1), name
+
+
+def test_adaptive_mode_is_a_tenth_of_the_mean_weight_times_a_scale_that_differs_at_step_0(make_trainer):
+    trainer = make_trainer(sigma_mode="adaptive", init_scale=3.0, perturb_scale=0.5)
+    trainer._begin(None)
+    base = lively_lm()
+    for step, scale in ((0, 3.0), (1, 0.5), (7, 0.5)):
+        for name, sigma in trainer._update.sigmas_at(step, 10).items():
+            mean = base.get_submodule(name).weight.abs().mean().item()
+            assert sigma == pytest.approx(0.1 * mean * scale, rel=1e-6)
+
+
+def test_a_schedule_moves_sigma_to_its_end(make_trainer):
+    trainer = make_trainer(sigma=0.1, sigma_schedule="linear", sigma_end=0.02)
+    trainer._begin(None)
+    found = [next(iter(trainer._update.sigmas_at(step, 4).values())) for step in range(5)]
+    assert found == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
+
+
+def test_weight_mode_is_the_std_of_the_noise_on_each_factor(make_trainer):
+    trainer = make_trainer(sigma=0.3, peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
+    trainer._begin(None)
+    members = trainer._update.members(range(100), 0, 10)
+    for name, (a, b) in members.items():
+        centre_a, centre_b = trainer.centre.itself()[name]
+        assert (a - centre_a).std().item() == pytest.approx(0.3, rel=0.05)
+        assert (b - centre_b).std().item() == pytest.approx(0.3 * 2, rel=0.05)  # with the scaling α / r in it
+
+
+def test_calibrating_on_many_prompts_takes_a_few_at_a_time_and_gives_the_same_size(make_trainer, monkeypatch):
+    settings = {"sigma_mode": "output", "sigma": 0.1, "perturb": "B", "prompts_per_step": 20}
+    trainer, whole = make_trainer(**settings), make_trainer(**settings)
+    rows = []
+    trainer.model.get_base_model().register_forward_pre_hook(lambda module, args: rows.extend(map(len, args)))
+    trainer._begin(None)
+    assert rows[-3:] == [8, 8, 4]  # after the canaries
+    monkeypatch.setattr("alignkit.es_lora.sigmas.AT_A_TIME", 20)
+    whole._begin(None)
+    assert trainer._update.sigmas == pytest.approx(whole._update.sigmas, rel=1e-6)
