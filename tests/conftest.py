@@ -7,12 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has SIGINT ignored, by every process that they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Processes that tests start import the tests' helpers too.
 ROOT = str(Path(__file__).parents[1])
