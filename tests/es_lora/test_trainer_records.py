@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from alignkit.es_lora.history import History, read_history
+from alignkit.es_lora.plots import ONCE, PER_STEP, save_time_breakdown
 from alignkit.es_lora.timing import PHASES, Stopwatch
 from tests.es_lora.conftest import prompts
 
@@ -47,6 +48,15 @@ def test_both_pictures_are_drawn(make_trainer):
     for name in ("evolution.png", "time_breakdown.png"):
         with Image.open(trainer._folder / name) as picture:
             assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_the_legend_of_the_times_has_the_colours_of_the_bars(tmp_path):
+    save_time_breakdown(tmp_path / "times.png", {**dict.fromkeys(PHASES, 0.1), "generate": 9.0})
+    with Image.open(tmp_path / "times.png") as picture:
+        width, height = picture.size
+        legend = picture.convert("RGB").crop((width // 2, height // 2, width, height))  # the long bar is above
+    colours = {f"#{red:02x}{green:02x}{blue:02x}" for _, (red, green, blue) in legend.getcolors(1 << 24)}
+    assert colours >= {ONCE, PER_STEP}
 
 
 def test_history_has_a_line_for_each_step_when_the_step_ends(make_trainer):

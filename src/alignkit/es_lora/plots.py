@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from alignkit.es_lora.timing import ONE_TIME, Phase
 
@@ -61,11 +62,10 @@ def save_time_breakdown(path: str | PathLike[str], seconds: Mapping[Phase, float
     colours = [ONCE if phase in ONE_TIME else PER_STEP for phase in phases]
     bars = axes.barh(phases, [seconds[phase] for phase in phases], color=colours)
     axes.bar_label(bars, [f"{seconds[phase]:.3g} s" for phase in phases], padding=3, fontsize=8)
-    for colour, label in ((ONCE, "once"), (PER_STEP, "in each step")):
-        axes.barh([], [], color=colour, label=label)
     axes.margins(x=0.15)
     axes.set_xlabel("seconds")
-    axes.legend(fontsize=8, loc="lower right")
+    kinds = [Patch(color=ONCE, label="once"), Patch(color=PER_STEP, label="in each step")]
+    axes.legend(handles=kinds, fontsize=8, loc="lower right")
     figure.savefig(path)
 
 
