@@ -99,8 +99,9 @@ class ESLoRAConfig(TrainingArguments):
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function, 1 by default.
         reward_timeout_s (`float`, *optional*):
-            Deadline of a call of a reward function, which is then made for one member at a time in a process that is
-            killed when it is late. The member counts as failed.
+            Deadline of a call of a reward function, which is then made for one member at a time (in evaluations, for
+            `per_device_eval_batch_size` prompts) in a process that is killed when it is late. The member counts as
+            failed.
         anchor_decay (`float`, *optional*, defaults to `0.0`):
             Pull of the trained weights to their initial values; see [`alignkit.es_lora.anchor_decay`].
         eval_prompts (`int`, *optional*):
