@@ -210,6 +210,7 @@ def seconds_of_steps(shape: Shape, n_steps: int) -> list[dict[Phase, float]]:
         prompts_per_step=shape.prompts,
         max_completion_length=shape.new_tokens,
         perturb="both",
+        sigma=0.5,  # so large that members differ, whatever the model
         max_steps=n_steps + 1,
         use_cpu=True,
         report_to="none",

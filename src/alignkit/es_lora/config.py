@@ -62,15 +62,15 @@ class ESLoRAConfig(TrainingArguments):
         init_scale (`float`, *optional*, defaults to `1.0`), perturb_scale (`float`, *optional*, defaults to `1.0`):
             Factors of `sigma_mode="adaptive"` at step 0 and later.
         perturb (`str`, *optional*, defaults to `"B"`):
-            What has noise and is trained. `"B"`: B alone, A being drawn once and shared; it won the comparison in
+            What has noise and is trained. `"B"`: B alone, A being drawn once and shared; it was better in
             `examples/es_stories_style.py`. `"A"`: A alone, which needs a B that is not 0. `"both"`: both, around an A
             that is not 0. `"lowrank"`: the layer's whole weight, with noise of the rank `r` of the `peft_config`; the
             centre is a full-rank adapter, and as large as the layer.
         fitness_shaping (`str`, *optional*, defaults to `"z_score"`):
             `"z_score"`, `"centered_rank"`, `"prompt_baseline"` or `"sign"`; see [`alignkit.es_lora.shape_fitness`].
         divide_by_sigma (`bool`, *optional*, defaults to `False`):
-            Whether the gradient is the textbook's, divided by sigma. If not, the learning rate of plain gradient
-            descent has the unit of `sigma`, module by module: noise of half the size takes steps of half the size.
+            Whether the gradient is the textbook's, divided by sigma. If not, a module with half the noise of another
+            takes steps of half the size; to change `sigma` or schedule it does not change the steps.
         antithetic (`bool`, *optional*, defaults to `True`):
             Whether members come in pairs with opposite noise.
         prompts_per_step (`int`, *optional*, defaults to `8`):
@@ -115,8 +115,8 @@ class ESLoRAConfig(TrainingArguments):
             For the chat template of conversational prompts.
         learning_rate (`float`, *optional*, defaults to `0.1`):
             Of the optimiser. Plain gradient descent moves a weight by about learning_rate / (sigma √P) stds of its
-            noise a step, mostly at random, which over n steps adds up to √n times as much. The default was chosen over
-            16 steps and still improves after 46; take less for many more.
+            noise a step (`sigma_mode="adaptive"`: learning_rate / √P, so take some 20 times as much), mostly at
+            random: over n steps that adds up to √n times as much. The default suits tens of steps.
         optim (`str`, *optional*, defaults to `"sgd"`):
             The estimate is mostly noise, which SGD averages; Adam divides by its size and so walks at random at full
             speed.
@@ -125,8 +125,8 @@ class ESLoRAConfig(TrainingArguments):
         max_grad_norm (`float`, *optional*, defaults to `0.0`):
             No clipping: the norm of the estimate is set by the number of weights and P, not by the loss.
 
-    `eval_steps` switches on evaluations every so many steps, without `eval_strategy`. `logging_nan_inf_filter`
-    defaults to `False`, so that a run in which all members fail shows it.
+    `logging_steps` defaults to 10, as in TRL. `eval_steps` switches on evaluations every so many steps, without
+    `eval_strategy`. `logging_nan_inf_filter` defaults to `False`, so that a run in which all members fail shows it.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
@@ -169,6 +169,7 @@ class ESLoRAConfig(TrainingArguments):
     optim: str = field(default="sgd", metadata={"help": "The optimiser."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Largest norm of the estimate; 0 does not clip."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]  # a number after __post_init__
         default=None, metadata={"help": "Cannot be set: use prompts_per_step."}
     )
@@ -179,6 +180,7 @@ class ESLoRAConfig(TrainingArguments):
     def __post_init__(self):
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        self._check_precision()
         super().__post_init__()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -197,7 +199,6 @@ class ESLoRAConfig(TrainingArguments):
         self._check_population()
         self._check_schedule()
         self._check_backend()
-        self._check_precision()
         self._take_batch_size()
 
     def _check_population(self) -> None:
