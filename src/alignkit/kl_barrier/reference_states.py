@@ -32,9 +32,6 @@ class ReferenceStates:
         accelerator: of the trainer.
         precompute: whether [`keep_on_disk`] will be called.
 
-    Attributes:
-        wait_for_disk (`bool`): whether it still has to be.
-
     Raises:
         ValueError: a separate reference under FSDP1.
     """
@@ -44,12 +41,16 @@ class ReferenceStates:
         self._accelerator = accelerator
         # Under FSDP rank 0 alone may have the weights yet. Later no rank has: they are sharded, and the policy moves.
         self._fingerprint = broadcast_object_list([reference.fingerprint()])[0] if precompute else None
-        self.wait_for_disk = precompute
         if reference.ref_model is not None:
             add_reference_head(causal_lm_of(reference.ref_model))
             reference.ref_model = prepare_frozen_model(reference.ref_model, accelerator)
         self._cache: RowCache | None = None
         self._no_rows = torch.empty(0)  # (0, H) in the dtype of the files
+
+    @property
+    def wait_for_disk(self) -> bool:
+        """Whether [`keep_on_disk`] still has to be called."""
+        return self._fingerprint is not None and self._cache is None
 
     def of_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
         """By the reference's forward.
@@ -99,7 +100,6 @@ class ReferenceStates:
         Raises:
             ValueError: files of another meaning, or damaged ones.
         """
-        self.wait_for_disk = False
         random_state = RandomState.now(self._accelerator.device)
         remaining = iter(batches)
         first = next(remaining)

@@ -45,7 +45,7 @@ def serve(connection_descriptor: int, lifeline_descriptor: int) -> None:
                     answer = pickle.dumps(("done", [], []))
                 else:
                     answer = _answer(function, message, runner)
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, the caller has to hear of it
                 connection.send_bytes(pickle.dumps(("raised", traceback.format_exc())))
                 # A function that was interrupted half way may have left anything behind, so the process ends too.
                 raise SystemExit(1) from error
