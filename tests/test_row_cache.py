@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -190,6 +191,31 @@ def test_a_file_whose_directory_is_overwritten_is_named(tmp_path):
     content[-200:-10] = bytes(190)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"part-00000-of-00001.arrow is cut off or damaged"):
+        read(tmp_path)
+
+
+def test_a_row_whose_values_are_not_those_that_were_written_is_named_when_it_is_read(tmp_path):
+    rows = random_rows(50)
+    write(tmp_path, rows)
+    [path] = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    damaged = list(rows)[20]
+    content[content.index(rows[damaged].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    cache = read(tmp_path)
+    for key, values in rows.items():
+        if key == damaged:
+            with pytest.raises(ValueError, match=rf"part-00000-of-00001.arrow .*\(row {key.hex()} is not as it was"):
+                cache[key]
+        else:
+            assert torch.equal(cache[key], values)
+
+
+def test_a_file_without_checksums_is_refused(tmp_path):
+    columns = pa.schema([("key", pa.binary(16)), ("values", pa.large_binary())], metadata={"meaning": "{}"})
+    with pa.ipc.new_file(tmp_path / "part-00000-of-00001.arrow", columns) as file:
+        file.write_batch(pa.record_batch([[row_key([1])], [b"1234"]], schema=columns))
+    with pytest.raises(ValueError, match="it has other columns than a row cache of this version"):
         read(tmp_path)
 
 

@@ -10,6 +10,8 @@ from alignkit._lazy import lazy_names
 from alignkit._version import __version__
 
 if TYPE_CHECKING:
+    from alignkit.dpo.config import ScheduledDPOConfig
+    from alignkit.dpo.trainer import ScheduledDPOTrainer
     from alignkit.es_lora.config import ESLoRAConfig
     from alignkit.es_lora.trainer import ESLoRATrainer
     from alignkit.fused_head import fused_nll_kl, plain_nll_kl
@@ -26,6 +28,8 @@ __all__ = [
     "KLBarrierTrainer",
     "MultiHeadRewardConfig",
     "MultiHeadRewardTrainer",
+    "ScheduledDPOConfig",
+    "ScheduledDPOTrainer",
     "__version__",
     "aggregate_positions",
     "fused_nll_kl",
@@ -39,6 +43,8 @@ _MODULE_OF = {
     "KLBarrierTrainer": "alignkit.kl_barrier.trainer",
     "MultiHeadRewardConfig": "alignkit.reward_model.config",
     "MultiHeadRewardTrainer": "alignkit.reward_model.trainer",
+    "ScheduledDPOConfig": "alignkit.dpo.config",
+    "ScheduledDPOTrainer": "alignkit.dpo.trainer",
     "aggregate_positions": "alignkit.kl_barrier.aggregation",
     "fused_nll_kl": "alignkit.fused_head",
     "plain_nll_kl": "alignkit.fused_head",

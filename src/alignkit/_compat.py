@@ -27,6 +27,7 @@ __all__ = [
     "prepare_frozen_model",
     "score_in_float32",
     "seen_as_single_label",
+    "shown_to_parent",
     "without_adapter_wrappers",
 ]
 
@@ -47,6 +48,19 @@ def seen_as_single_label(config: PretrainedConfig, args: Any) -> Iterator[None]:
     finally:
         config.id2label, config.label2id = labels
         args.model_init_kwargs = model_init_kwargs
+
+
+@contextmanager
+def shown_to_parent(args: Any, **values: Any) -> Iterator[None]:
+    """Show a trainer's `__init__` other values of these fields, for what its subclass does in its place."""
+    own = {name: getattr(args, name) for name in values}
+    for name, value in values.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(args, name, value)
 
 
 @contextmanager

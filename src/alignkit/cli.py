@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from alignkit._version import __version__
 from alignkit.kl_barrier.rounds.command import add_barrier_commands
+from alignkit.provenance import package_versions
 from alignkit.reward_model.probe_command import add_probe_arguments, run_probe
 
-PACKAGES = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"]
 BAD_INPUT = 2  # argparse's own exit code
 
 
@@ -48,18 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
 def run_env(args: argparse.Namespace) -> None:
     """Print the versions of alignkit, Python and the packages below it, and the device. Imports none of them."""
     rows = {"alignkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    rows |= {name: installed_version(name) for name in PACKAGES}
+    rows |= package_versions()
     rows["device"] = describe_device()
     for name, value in rows.items():
         print(f"{name:<12} {value}")
-
-
-def installed_version(package: str) -> str:
-    """Version of an installed package, or "not installed"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def describe_device() -> str:

@@ -2,15 +2,16 @@
 
 One Arrow IPC file per writing process. Reading maps the files into memory, so that a row costs the pages it lies on.
 What the values mean (which weights, which layout) is written into every file and compared when the cache is opened: a
-cache of other weights is an error, never a wrong number.
+cache of other weights is an error, never a wrong number. So is a row whose checksum is not that of its values, when it
+is first read, and a file without checksums. [`GrowingRowCache`] is the cache that several runs share and add to.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,16 +20,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-__all__ = ["RowCache", "RowCacheWriter", "StaleCacheError", "row_key"]
+from alignkit.row_file import (
+    KEY_BYTES,
+    SCHEMA,
+    DamagedFileError,
+    StaleCacheError,
+    StoredRow,
+    checksum,
+    open_rows,
+    whole_meaning,
+)
 
-KEY_BYTES = 16
+__all__ = ["DamagedFileError", "RowCache", "RowCacheWriter", "StaleCacheError", "row_key"]
+
 BATCH_BYTES = 16 * 2**20
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("values", pa.large_binary())])
-
-
-class StaleCacheError(ValueError):
-    """The cache on disk was made of something else than what is asked for."""
 
 
 def row_key(*parts: bytes | Sequence[int] | Tensor) -> bytes:
@@ -62,9 +67,11 @@ class RowCacheWriter:
         dtype: float32, bfloat16 or float16.
         width: H.
         rank, world_size: which part this is, of how many.
+        name: of the file, in place of that of a part.
 
     Raises:
         ValueError: a dtype that cannot be stored.
+        OSError: the file cannot be written; names it. Nothing is left behind.
     """
 
     def __init__(
@@ -76,10 +83,11 @@ class RowCacheWriter:
         width: int,
         rank: int = 0,
         world_size: int = 1,
+        name: str | None = None,
     ):
-        self._path = Path(folder) / f"part-{rank:05d}-of-{world_size:05d}.arrow"
+        self._path = Path(folder) / (name or f"part-{rank:05d}-of-{world_size:05d}.arrow")
         self._unfinished = self._path.with_suffix(".unfinished")
-        self._schema = SCHEMA.with_metadata({"meaning": json.dumps(_whole_meaning(meaning, dtype, width))})
+        self._schema = SCHEMA.with_metadata({"meaning": json.dumps(whole_meaning(meaning, dtype, width))})
         self._dtype = dtype
         self._width = width
         self._keys: set[bytes] = set()
@@ -125,16 +133,23 @@ class RowCacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
+        is_whole = False
+        try:
             if kind is None:
                 self._flush()
-                self._arrow.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is not None:
-            self._unfinished.unlink()
-            return
-        self._unfinished.replace(self._path)
+                with self._errors_that_name_the_file():
+                    self._arrow.close()
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                is_whole = True
+        finally:
+            # A disk that is full refuses what is still buffered once more.
+            with suppress(OSError):
+                self._file.close()
+            if not is_whole:
+                self._unfinished.unlink()
+        if is_whole:
+            self._unfinished.replace(self._path)
 
     def _flush(self) -> None:
         if not self._pending:
@@ -143,17 +158,28 @@ class RowCacheWriter:
         offsets = np.cumsum([0, *map(len, contents)], dtype=np.int64)
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.concatenate(contents))]
         values = pa.Array.from_buffers(pa.large_binary(), len(contents), buffers)
-        self._arrow.write_batch(pa.record_batch([pa.array(keys, pa.binary(KEY_BYTES)), values], schema=self._schema))
+        checksums = pa.array(map(checksum, keys, contents), pa.uint64())
+        columns = [pa.array(keys, pa.binary(KEY_BYTES)), checksums, values]
+        with self._errors_that_name_the_file():
+            self._arrow.write_batch(pa.record_batch(columns, schema=self._schema))
         self._pending, self._pending_bytes = [], 0
+
+    @contextmanager
+    def _errors_that_name_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
 
 class RowCache:
     """A finished cache: `cache[key]` is the tensor (n, H) that was written under the key. Made by `open`."""
 
-    def __init__(self, dtype: torch.dtype, width: int, rows: dict[bytes, tuple[mmap.mmap, int, int]]):
+    def __init__(self, dtype: torch.dtype, width: int, rows: dict[bytes, StoredRow]):
         self._dtype = dtype
         self._width = width
         self._rows = rows
+        self._intact: set[bytes] = set()
 
     @classmethod
     def open(cls, folder: str | Path, *, meaning: Mapping[str, str], dtype: torch.dtype, width: int) -> "RowCache":
@@ -164,14 +190,9 @@ class RowCache:
             FileNotFoundError: no cache in the folder, or a part of it is missing.
             ValueError: a file that is cut off or damaged, or parts of several caches in one folder.
         """
-        wanted = _whole_meaning(meaning, dtype, width)
-        rows: dict[bytes, tuple[mmap.mmap, int, int]] = {}
+        rows: dict[bytes, StoredRow] = {}
         for path in _parts(Path(folder)):
-            mapped, reader = _map(path)
-            _check_meaning(path, reader, wanted)
-            start_of_map = pa.py_buffer(mapped).address
-            for key, start, length in _index(path, reader, width * dtype.itemsize):
-                rows.setdefault(key, (mapped, start - start_of_map, length))
+            rows = open_rows(path, meaning=meaning, dtype=dtype, width=width) | rows
         return cls(dtype, width, rows)
 
     def __len__(self) -> int:
@@ -187,21 +208,16 @@ class RowCache:
 
         Raises:
             KeyError: no such row.
+            DamagedFileError: the row is not as it was written; found when it is read for the first time.
         """
         if key not in self._rows:
             raise KeyError(f"the cache has no row {key.hex()} among its {len(self)}; it was made of other rows")
-        mapped, start, length = self._rows[key]
-        if length == 0:
-            return torch.empty(0, self._width, dtype=self._dtype)
-        count = length // self._dtype.itemsize
-        return torch.frombuffer(mapped, dtype=self._dtype, count=count, offset=start).view(-1, self._width)
-
-
-def _whole_meaning(meaning: Mapping[str, str], dtype: torch.dtype, width: int) -> dict[str, str]:
-    names = {torch_dtype: name for name, torch_dtype in DTYPES.items()}
-    if dtype not in names:
-        raise ValueError(f"dtype={dtype} cannot be stored; choose one of {', '.join(DTYPES)}")
-    return {**meaning, "dtype": names[dtype], "width": str(width)}
+        row = self._rows[key]
+        if key not in self._intact:
+            if not row.is_intact(key):
+                raise DamagedFileError(row.path, f"row {key.hex()} is not as it was written")
+            self._intact.add(key)
+        return row.values(self._dtype, self._width)
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -217,47 +233,3 @@ def _parts(folder: Path) -> list[Path]:
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; delete it and make it again")
     return [found[name] for name in names]
-
-
-def _map(path: Path) -> tuple[mmap.mmap, pa.ipc.RecordBatchFileReader]:
-    with path.open("rb") as file:
-        try:
-            # Copy-on-write, because torch warns of every tensor over memory that cannot be written.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-        except (ValueError, pa.ArrowException) as error:
-            raise _damaged(path, error) from error
-    if not reader.schema.equals(SCHEMA) or b"meaning" not in (reader.schema.metadata or {}):
-        raise _damaged(path, "it has other columns than a row cache")
-    return mapped, reader
-
-
-def _damaged(path: Path, reason: object) -> ValueError:
-    return ValueError(f"{path} is cut off or damaged ({reason}); delete it and make the cache again")
-
-
-def _check_meaning(path: Path, reader: pa.ipc.RecordBatchFileReader, wanted: dict[str, str]) -> None:
-    cached = json.loads(reader.schema.metadata[b"meaning"])
-    differing = sorted(name for name in cached.keys() | wanted.keys() if cached.get(name) != wanted.get(name))
-    if differing:
-        lines = [f"{name} is {cached.get(name)!r} in the cache and {wanted.get(name)!r} now" for name in differing]
-        raise StaleCacheError(
-            f"{path} was made of something else: {'; '.join(lines)}. Delete it, or choose another folder"
-        )
-
-
-def _index(path: Path, reader: pa.ipc.RecordBatchFileReader, row_bytes: int) -> Iterator[tuple[bytes, int, int]]:
-    """(key, address of the first byte, number of bytes) of every row, without reading the values."""
-    for number in range(reader.num_record_batches):
-        try:
-            batch = reader.get_batch(number)
-            batch.validate(full=True)
-        except pa.ArrowException as error:
-            raise _damaged(path, error) from error
-        keys, values = batch.columns
-        _, offset_buffer, data = values.buffers()
-        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[: len(values) + 1].tolist()
-        for key, start, end in zip(keys.to_pylist(), offsets[:-1], offsets[1:], strict=True):
-            if (end - start) % row_bytes:
-                raise _damaged(path, f"a row of {end - start} bytes")
-            yield key, (data.address if data is not None else 0) + start, end - start

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from alignkit import KLBarrierConfig, KLBarrierTrainer
-from alignkit.tasks.toy import byte_tokenizer, generate, tiny_causal_lm
+from alignkit.tasks.toy import byte_tokenizer, generate
+from tests.tiny_models import lively_lm
 
 QUIET = {
     "use_cpu": True,
@@ -26,14 +26,6 @@ QUIET = {
     "shuffle_dataset": False,
     "pressure_steps": 0,
 }
-
-
-def lively_lm(seed: int, **config: Any) -> LlamaForCausalLM:
-    """An untrained model whose next-token distributions are far from uniform, so that two of them are nats apart."""
-    model = tiny_causal_lm(seed, **{"hidden_size": 32, "layers": 2, **config})
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(15)
-    return model
 
 
 def prompts_and_completions(n: int, seed: int = 0) -> Dataset:

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
 from tests.callbacks import KeepGradients
-from tests.kl_barrier.conftest import QUIET, lively_lm, prompts_and_completions
+from tests.kl_barrier.conftest import QUIET, prompts_and_completions
 from tests.kl_barrier.run_training import FSDP, LORA
+from tests.tiny_models import lively_lm
 
 # torch.distributed.checkpoint does not load an optimiser without a state, such as plain SGD.
 SAVED = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}

@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 from alignkit import KLBarrierConfig, KLBarrierTrainer
 from alignkit.tasks.toy import byte_tokenizer
 from tests.callbacks import KeepGradients, WaitAfter
-from tests.kl_barrier.conftest import QUIET, lively_lm, masked_rows, prompts_and_completions
+from tests.kl_barrier.conftest import QUIET, masked_rows, prompts_and_completions
+from tests.tiny_models import lively_lm
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from alignkit.kl_barrier import aggregate_positions, forward_kl, hinge_barrier, reverse_kl
 from alignkit.kl_barrier.sequences import sequences_of
 from tests.callbacks import KeepGradients
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
+from tests.kl_barrier.conftest import prompts_and_completions
+from tests.tiny_models import lively_lm
 
 SIZES = {
     "vocab_size": 259,

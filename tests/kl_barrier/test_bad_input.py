@@ -14,7 +14,8 @@ from alignkit.kl_barrier import aggregate_positions
 from alignkit.kl_barrier.checks import refuse_what_cannot_work
 from alignkit.kl_barrier.faults import NonFiniteDivergenceError
 from alignkit.tasks.toy import byte_tokenizer
-from tests.kl_barrier.conftest import lively_lm, masked_rows, prompts_and_completions
+from tests.kl_barrier.conftest import masked_rows, prompts_and_completions
+from tests.tiny_models import lively_lm
 
 # ---- Settings ----
 

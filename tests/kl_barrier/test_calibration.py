@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alignkit.kl_barrier import AGGREGATES
 from alignkit.kl_barrier.calibration import TauCalibration, calibrate_tau, looped
-from tests.kl_barrier.conftest import lively_lm
+from tests.tiny_models import lively_lm
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions
 from alignkit.kl_barrier.evaluation import BarrierEvaluation
 from alignkit.kl_barrier.evaluation_report import DIRECTIONS, BarrierReport
-from tests.kl_barrier.conftest import lively_lm
 from tests.kl_barrier.evaluated_rows import TOKENIZER, Row, padded, padding_free, some_rows, statistics_of
+from tests.tiny_models import lively_lm
 
 INF = math.inf
 

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from alignkit.fused_head.modeling import causal_lm_of
 from alignkit.row_cache import StaleCacheError
 from alignkit.tasks.toy import byte_tokenizer, generate
-from tests.kl_barrier.conftest import lively_lm, masked_rows, prompts_and_completions
+from tests.kl_barrier.conftest import masked_rows, prompts_and_completions
+from tests.tiny_models import lively_lm
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'user: ' + message['content'] + '\n' }}"

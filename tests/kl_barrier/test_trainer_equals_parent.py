@@ -7,7 +7,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.tasks.toy import byte_tokenizer
-from tests.kl_barrier.conftest import QUIET, lively_lm
+from tests.kl_barrier.conftest import QUIET
+from tests.tiny_models import lively_lm
 
 OURS_ALONE = ("kl/", "barrier", "nll")
 

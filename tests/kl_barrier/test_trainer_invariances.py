@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.callbacks import KeepGradients
-from tests.kl_barrier.conftest import lively_lm
+from tests.tiny_models import lively_lm
 
 
 def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

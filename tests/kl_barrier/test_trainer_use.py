@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions, hinge_barrier, reverse_kl, training_metrics
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.schedules import value_at
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
+from tests.kl_barrier.conftest import prompts_and_completions
+from tests.tiny_models import lively_lm
 
 
 def logs(trainer) -> list[dict[str, float]]:

@@ -34,7 +34,8 @@ from datasets import IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from tests.kl_barrier.conftest import lively_lm, prompts_and_completions
+from tests.kl_barrier.conftest import prompts_and_completions
+from tests.tiny_models import lively_lm
 
 
 def noisy_adapter(seed: int = 0):

@@ -37,13 +37,15 @@ from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.kl_barrier.strength import BarrierStrength
-from alignkit.kl_barrier.training_metrics import StepCallback, StepMonitor, can_measure_pressure, pressure
+from alignkit.kl_barrier.training_metrics import StepMonitor, can_measure_pressure, pressure
 from alignkit.kl_barrier.window import StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
+from alignkit.reference.checkpoints import SeveralAdapters
+from alignkit.steps import StepCallback, share_done
 
 
-class KLBarrierTrainer(checkpoints.SeveralAdapters, SFTTrainer):
+class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
     r"""
     Trainer for supervised fine-tuning under a barrier: loss = NLL + barrier_weight · relu(D − tau_nats), where D
     aggregates the full-vocabulary KL between policy and reference over the positions that have a label.
@@ -126,7 +128,7 @@ class KLBarrierTrainer(checkpoints.SeveralAdapters, SFTTrainer):
     @property
     def progress(self) -> float:
         """Share of the training's optimiser steps that is done."""
-        return min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
+        return share_done(self.state)
 
     @property
     def barrier_weight(self) -> float:

@@ -1,12 +1,11 @@
 """What a training step tells about the barrier: metrics for the log, a watch on the gate, and gradient norms."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.metrics import MetricSums
@@ -121,20 +120,6 @@ class StepMonitor:
             tau_nats,
             verdict,
         )
-
-
-class StepCallback(TrainerCallback):
-    """Calls one function when a training begins, and another after every optimiser step."""
-
-    def __init__(self, begin: Callable[[], None], after_step: Callable[[], None]):
-        self._begin = begin
-        self._after_step = after_step
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._begin()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._after_step()
 
 
 def can_measure_pressure(trainer: Any) -> bool:

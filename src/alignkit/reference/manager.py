@@ -43,7 +43,8 @@ class ReferenceManager:
             - `"copy"`: a frozen deep copy of the whole model;
             - `"ema"`: an average of the policy, in an adapter `ref` or, without adapters, in a copy;
             - a path or hub name of a causal language model, loaded in the policy's dtype.
-        ref_model: a model that is the reference; it is frozen, not copied.
+        ref_model: a model that is the reference; it is frozen, not copied. With `"copy"` or `"ema"`, a copy of the
+            policy that has been made already.
         ema_decay: share that the average keeps at each `update`, in [0, 1).
 
     Attributes:
@@ -60,13 +61,15 @@ class ReferenceManager:
     ):
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must be at least 0 and below 1")
-        if ref is not None and ref_model is not None:
+        if ref not in (None, "copy", "ema") and ref_model is not None:
             raise ValueError(f"both ref={ref!r} and ref_model are given; leave one of them out")
         self._policy = model
         self._switch: AdapterSwitch | None = None
         self._average: WeightAverage | None = None
         self.ref_model: Any = None
-        if ref_model is not None or ref not in (None, *REFERENCE_KINDS):
+        if ref_model is not None and ref is not None:
+            self._take_copy(model, ref, ref_model, ema_decay)
+        elif ref_model is not None or ref not in (None, *REFERENCE_KINDS):
             self.kind = "model"
             self.ref_model = load_like(str(ref), model) if ref_model is None else ref_model
             check_comparable(model, self.ref_model)
@@ -142,9 +145,14 @@ class ReferenceManager:
     def _refer_to_copy(self, model: PreTrainedModel | PeftModel, ref: str | None, ema_decay: float) -> None:
         if ref not in (None, "copy", "ema"):
             raise ValueError(f"ref={ref!r} needs a model with a PEFT adapter; for this one use ref='copy'")
-        self.kind = ref or "copy"
-        self.ref_model = frozen_copy(model)
-        if self.kind == "ema":
+        self._take_copy(model, ref or "copy", frozen_copy(model), ema_decay)
+
+    def _take_copy(self, model: PreTrainedModel | PeftModel, kind: str, ref_model: Any, ema_decay: float) -> None:
+        self.kind = kind
+        self.ref_model = ref_model
+        check_comparable(model, ref_model)
+        self.ref_model.requires_grad_(False).eval()
+        if kind == "ema":
             self._average = WeightAverage(parameter_twins(model, self.ref_model), ema_decay)
 
     def _find_shared_head(self) -> bool:

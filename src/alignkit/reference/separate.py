@@ -16,7 +16,8 @@ def frozen_copy(model: PreTrainedModel | PeftModel) -> Any:
     duplicate: Any = copy.deepcopy(model)
     causal_lm = duplicate.get_base_model() if isinstance(model, PeftModel) else duplicate
     # A forward patched into the instance, as TRL does it, is copied along with its closure over the original's.
-    causal_lm.__dict__.pop("forward", None)
+    for patched in (causal_lm, causal_lm.base_model):
+        patched.__dict__.pop("forward", None)
     return duplicate.requires_grad_(False).eval()
 
 

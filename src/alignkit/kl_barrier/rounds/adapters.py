@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.kl_barrier.rounds.storage import read_json, whole_folder, write_json
+from alignkit.storage import read_json, whole_folder, write_json
 
 HISTORY = "history"  # name, in the model, of the frozen adapter of all earlier rounds
 NEW = "default"  # of the adapter that is trained; TRL and PEFT call it so

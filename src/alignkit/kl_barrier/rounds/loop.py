@@ -34,7 +34,7 @@ from alignkit.kl_barrier.rounds.records import RECORD_FILE, read_round
 from alignkit.kl_barrier.rounds.report import REPORT_FILE, RESULTS_FILE, markdown_report, read_results, write_report
 from alignkit.kl_barrier.rounds.settings import RoundProbes, describe, first_difference, weights_digest
 from alignkit.kl_barrier.rounds.stages import Stages
-from alignkit.kl_barrier.rounds.storage import read_json, write_json, write_lines, write_text
+from alignkit.storage import read_json, write_json, write_lines, write_text
 
 REFERENCES = ("base", "previous")
 SETTINGS_FILE = "settings.json"

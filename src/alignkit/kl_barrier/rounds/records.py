@@ -1,29 +1,24 @@
 """The record of a round: its measurements per item, with everything needed to say where they come from."""
 
 import math
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignkit._version import __version__
 from alignkit.kl_barrier.rounds.coherence import allowed_answer_mass, answer_log_prob_margin, repetition_rates
 from alignkit.kl_barrier.rounds.filters import perplexities
 from alignkit.kl_barrier.rounds.proposals import Proposal, render_prompt, sample_completions
 from alignkit.kl_barrier.rounds.scoring import continuation_log_probs, device_of, encode
 from alignkit.kl_barrier.rounds.settings import RoundProbes
 from alignkit.kl_barrier.rounds.signals import record_fault
-from alignkit.kl_barrier.rounds.storage import PARTIAL, digest, read_json
+from alignkit.provenance import device_name, git_commit, package_versions
+from alignkit.storage import PARTIAL, digest, read_json
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 RECORD_FILE = "record.json"
 QUOTED = 6  # kept completions that a record quotes
 
@@ -141,22 +136,7 @@ def _spread(rows: Sequence[Any], most: int) -> list[Any]:
 
 def origin_of(model: nn.Module) -> dict[str, Any]:
     """`versions`, `git_commit` (None outside a checkout of alignkit) and `device` of a measurement."""
-    device = device_of(model)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    return {"versions": {"alignkit": __version__, **versions}, "git_commit": _git_commit(), "device": name}
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package is part of; a `-dirty` behind it says that files were changed."""
-    folder = str(Path(__file__).parent)
-    try:
-        # An environment may lie inside a repository that is not ours: the package must be among its tracked files.
-        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", "."], capture_output=True, check=True)
-        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
+    return {"versions": package_versions(), "git_commit": git_commit(), "device": device_name(device_of(model))}
 
 
 def file_digests(folder: Path) -> dict[str, str]:

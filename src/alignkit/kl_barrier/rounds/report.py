@@ -13,7 +13,7 @@ from alignkit.kl_barrier.rounds.signals import (
     record_fault,
     signals_of,
 )
-from alignkit.kl_barrier.rounds.storage import read_lines, write_text
+from alignkit.storage import read_lines, write_text
 
 RESULTS_FILE, REPORT_FILE = "results.jsonl", "report.md"
 TRAJECTORY_FILE, MAP_FILE = "trajectory.png", "map.png"

@@ -1,14 +1,10 @@
 """A YAML file that describes a run of rounds, checked key by key before any model is loaded."""
 
-import dataclasses
-import difflib
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import LoraConfig
 
 from alignkit.kl_barrier.config import KLBarrierConfig
@@ -16,6 +12,16 @@ from alignkit.kl_barrier.rounds.coherence import AnswerProbe
 from alignkit.kl_barrier.rounds.filters import FilterSettings
 from alignkit.kl_barrier.rounds.settings import RoundProbes, TraitProbe
 from alignkit.kl_barrier.rounds.steering import ActivationSteering
+from alignkit.spec_files import (
+    check_number,
+    construct,
+    field_names,
+    fitted,
+    fitted_value,
+    known_mapping,
+    read_spec_file,
+    required,
+)
 
 REQUIRED = ("model", "output_dir", "personas", "contexts", "prompts", "probes")
 OPTIONAL = ("seed", "rounds", "coherence_floor", "steering", "filters", "lora", "training")
@@ -27,16 +33,6 @@ SET_ELSEWHERE = {
 LORA_KEYS = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-5 as a string; this loader reads it as the number that is meant."""
-
-
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
 )
 
 
@@ -69,30 +65,20 @@ def read_spec(
             not fit; the message names the file and the key.
         OSError: a file cannot be read.
     """
-    try:
-        spec = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    try:
-        return _build(spec, path.parent, output_dir, rounds, on_cpu)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_spec_file(path, lambda spec: _build(spec, path.parent, output_dir, rounds, on_cpu))
 
 
 def _build(spec: Any, folder: Path, output_dir: str | None, rounds: int | None, on_cpu: bool) -> RoundsSpec:
     given = {"output_dir": output_dir, "rounds": rounds}
-    top = {**_mapping(spec, "", (*REQUIRED, *OPTIONAL)), **{k: v for k, v in given.items() if v is not None}}
-    missing = [key for key in REQUIRED if top.get(key) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing; a run of rounds needs {', '.join(REQUIRED)}")
+    top = {**known_mapping(spec, "", (*REQUIRED, *OPTIONAL)), **{k: v for k, v in given.items() if v is not None}}
+    required(top, REQUIRED, "a run of rounds")
     for key in ("model", "output_dir"):
-        if not isinstance(top[key], str):
-            raise ValueError(f"{key} is {top[key]!r}; it must be a text")
+        fitted_value(top[key], str, key)
     options: dict[str, Any] = {key: top[key] for key in ("seed", "rounds", "coherence_floor") if key in top}
     for key, value in options.items():
-        _check_number(key, value, whole=key != "coherence_floor")
+        check_number(key, value, whole=key != "coherence_floor")
     filters = _settings(FilterSettings, top.get("filters"), "filters")
-    personas = _mapping(top["personas"], "personas", ("positive", "negative"))
+    personas = known_mapping(top["personas"], "personas", ("positive", "negative"))
     proposer = _settings(
         ActivationSteering,
         top.get("steering"),
@@ -102,18 +88,17 @@ def _build(spec: Any, folder: Path, output_dir: str | None, rounds: int | None, 
         prompts=_texts(top["prompts"], "prompts", folder),
         **{side: _persona(personas.get(side), side) for side in ("positive", "negative")},
     )
-    lora = _mapping(top.get("lora"), "lora", LORA_KEYS)
-    _check_kinds(LoraConfig, lora, "lora")
+    lora = fitted(LoraConfig, known_mapping(top.get("lora"), "lora", LORA_KEYS), "lora")
     # transformers would load the weights in the type that they were saved in.
     cpu = {"use_cpu": True, "bf16": False, "model_init_kwargs": {"dtype": "float32"}} if on_cpu else {}
-    training = {"ref": "previous", **cpu, **_mapping(top.get("training"), "training", _keys(KLBarrierConfig))}
+    training = {"ref": "previous", **cpu, **known_mapping(top.get("training"), "training", _names(KLBarrierConfig))}
     if on_cpu:
         training["use_cpu"] = True
     return RoundsSpec(
         model=top["model"],
         output_dir=top["output_dir"],
         training=_settings(KLBarrierConfig, training, "training", output_dir=top["output_dir"]),
-        peft_config=_construct(LoraConfig, "lora", {"task_type": "CAUSAL_LM", **lora}),
+        peft_config=construct(LoraConfig, "lora", {"task_type": "CAUSAL_LM", **lora}),
         proposer=proposer,
         filters=filters,
         probes=_probes(top["probes"], folder),
@@ -122,12 +107,12 @@ def _build(spec: Any, folder: Path, output_dir: str | None, rounds: int | None, 
 
 
 def _probes(value: Any, folder: Path) -> RoundProbes:
-    probes = _mapping(value, "probes", [field.name for field in dataclasses.fields(RoundProbes)])
+    probes = known_mapping(value, "probes", field_names(RoundProbes))
     for key in ("coherence", "trait", "sample_prompts"):
         if key not in probes:
             raise ValueError(f"probes.{key} is missing")
-    coherence = _mapping(probes["coherence"], "probes.coherence", ("prefixes", "answers", "conjunction"))
-    trait = _mapping(probes["trait"], "probes.trait", ("prefixes", "positive", "negative"))
+    coherence = known_mapping(probes["coherence"], "probes.coherence", ("prefixes", "answers", "conjunction"))
+    trait = known_mapping(probes["trait"], "probes.trait", ("prefixes", "positive", "negative"))
     prefixes = _texts(coherence.get("prefixes"), "probes.coherence.prefixes", folder)
     answers = coherence.get("answers")
     if isinstance(answers, list) and answers and not isinstance(answers[0], list):
@@ -142,8 +127,8 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
         RoundProbes,
         {key: probes[key] for key in ("sample_tokens", "sample_temperature", "batch_size") if key in probes},
         "probes",
-        coherence=_construct(AnswerProbe, "probes.coherence", {**coherence, "prefixes": prefixes, "answers": lists}),
-        trait=_construct(
+        coherence=construct(AnswerProbe, "probes.coherence", {**coherence, "prefixes": prefixes, "answers": lists}),
+        trait=construct(
             TraitProbe,
             "probes.trait",
             {
@@ -155,60 +140,14 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
     )
 
 
-def _mapping(value: Any, where: str, keys: Collection[str]) -> dict[str, Any]:
-    """The mapping under a key, all of whose keys are known; nothing there is an empty one."""
-    if value is None and where:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where or 'the file'} holds {value!r:.60} where keys with values should be")
-    for key in value:
-        if key not in keys:
-            name = f"{where}.{key}" if where else str(key)
-            nearest = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.0)
-            raise ValueError(f"{name} is no known key; the nearest is {nearest[0]!r}")
-    return dict(value)
-
-
-def _keys(kind: type) -> list[str]:
-    left_out = SET_ELSEWHERE.get(kind, set())
-    return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in left_out]
-
-
 def _settings(kind: type, value: Any, where: str, **more: Any) -> Any:
     """A dataclass from the keys under `where` and from `more`, which are not to be given there."""
-    values = _mapping(value, where, [key for key in _keys(kind) if key not in more])
-    _check_kinds(kind, values, where)
-    # Lists where the defaults are tuples, which makes the settings equal to those written in Python.
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    values = {key: tuple(item) if isinstance(defaults[key], tuple) else item for key, item in values.items()}
-    return _construct(kind, where, {**values, **more})
+    values = known_mapping(value, where, [name for name in _names(kind) if name not in more])
+    return construct(kind, where, {**fitted(kind, values, where), **more})
 
 
-def _construct(kind: type, where: str, values: Mapping[str, Any]) -> Any:
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:  # a TypeError, too, comes of what is in the file
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _check_kinds(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Numbers, switches and lists are what the defaults are."""
-    for field in dataclasses.fields(kind):
-        if field.name not in values or values[field.name] is None:
-            continue
-        value, name = values[field.name], f"{where}.{field.name}"
-        if isinstance(field.default, bool):
-            if not isinstance(value, bool) and field.name != "init_lora_weights":
-                raise ValueError(f"{name} is {value!r}; it must be true or false")
-        elif isinstance(field.default, int | float):
-            _check_number(name, value)
-        elif isinstance(field.default, tuple) and not isinstance(value, list):
-            raise ValueError(f"{name} is {value!r}; it must be a list")
-
-
-def _check_number(name: str, value: Any, *, whole: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise ValueError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number")
+def _names(kind: type) -> list[str]:
+    return field_names(kind, SET_ELSEWHERE.get(kind, set()))
 
 
 def _persona(value: Any, side: str) -> str | list[str]:

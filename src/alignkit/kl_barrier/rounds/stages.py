@@ -44,8 +44,8 @@ from alignkit.kl_barrier.rounds.records import (
 from alignkit.kl_barrier.rounds.scoring import encode_continuations
 from alignkit.kl_barrier.rounds.settings import RoundProbes, stage_seed
 from alignkit.kl_barrier.rounds.steering import ActivationSteering
-from alignkit.kl_barrier.rounds.storage import PARTIAL, read_json, read_lines, write_json, write_lines
 from alignkit.kl_barrier.trainer import KLBarrierTrainer
+from alignkit.storage import PARTIAL, read_json, read_lines, write_json, write_lines
 
 logger = logging.getLogger(__name__)
 DOSE_FILE = "dose.json"  # the search for the steering dose, where there was one

@@ -1,0 +1,69 @@
+"""What `ScheduledDPOTrainer` refuses, once its parent has settled everything."""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from alignkit.dpo.config import SORTING_LOSSES, ScheduledDPOConfig
+from alignkit.dpo.pairs import check_pairs
+
+
+def refuse_what_cannot_work(trainer: Any, *, has_own_collator: bool) -> None:
+    """Refuse settings under which a part would be wrong.
+
+    Args:
+        trainer: a `ScheduledDPOTrainer` after its parent's `__init__`.
+        has_own_collator: whether the user gave a data collator.
+
+    Raises:
+        ValueError: with the setting, the reason and the way out.
+    """
+    args, parallelism = trainer.args, trainer.accelerator.parallelism_config
+    if trainer._is_vision_dataset:
+        raise ValueError("ScheduledDPOTrainer takes text; for images use TRL's DPOTrainer")
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ValueError("context and sequence parallelism cut sequences over ranks, and completions with them")
+    is_zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if is_zero3 and args.kl_steps > 0:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 shows the output head to its own forward only; set kl_steps=0, or use FSDP2"
+        )
+    if args.precompute_ref_log_probs:
+        if isinstance(trainer.train_dataset, IterableDataset):
+            raise ValueError(
+                "precompute_ref_log_probs needs a training set of fixed rows, not a stream; set it to False"
+            )
+        if has_own_collator:
+            raise ValueError(
+                "precompute_ref_log_probs knows rows by keys that data_collator does not make; leave it out"
+            )
+    check_beta_column(args, trainer.train_dataset.column_names or ())
+
+
+def check_beta_column(args: ScheduledDPOConfig, columns: Any) -> None:
+    """Refuse a column `beta` beside settings that cannot have one β per row.
+
+    Raises:
+        ValueError: with the setting.
+    """
+    if "beta" not in columns:
+        return
+    sorting = [loss for loss in args.loss_type if loss in SORTING_LOSSES]
+    if sorting:
+        raise ValueError(
+            f"loss_type {sorting[0]!r} sorts the pairs of a batch, so the column `beta` has no meaning there"
+        )
+    if args.target_kl is not None:
+        raise ValueError(f"target_kl={args.target_kl} moves one beta for all rows; remove the column `beta`")
+
+
+def refuse_bad_rows(args: ScheduledDPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse rows from which nothing can be learned. A stream is not looked at: it is read once, row by row.
+
+    Raises:
+        ValueError: with the dataset and the row.
+    """
+    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval dataset": eval_dataset}
+    for name, dataset in {"train dataset": train_dataset, **evaluations}.items():
+        if isinstance(dataset, Dataset):
+            check_pairs(dataset, name, max_length=args.max_length, max_prompt_length=args.max_prompt_length)

@@ -1,0 +1,1 @@
+"""What tells whether training helped: results on disk, statistics over their items, and the report made of both."""

@@ -1,0 +1,46 @@
+"""Two gloo ranks are one process with twice the batch; a model sharded over them is the whole one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.dpo.run_training import train_on_ranks
+
+RUN = Path(__file__).parent / "run_training.py"
+RUNS = ["shared", "unshared", "own_betas", "dynamic", "target", "precomputed", "sharded", "sharded_adapter"]
+# Measured by the parent over ranks' means, or over what one rank sees.
+OF_THE_SPLIT = ("entropy", "mean_token_accuracy", "logits/")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """Records of all runs on two ranks: one start for all of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(RUN), str(folder), *RUNS, "--batch-size", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, two_ranks, run):
+    train_on_ranks(tmp_path, run, batch_size=8)
+    one, two = (json.loads((folder / f"{run}.json").read_text()) for folder in (tmp_path, two_ranks))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    gradients = [load_file(folder / f"{run}.safetensors") for folder in (tmp_path, two_ranks)]
+    assert gradients[0].keys() == gradients[1].keys() and any(name.startswith("2.") for name in gradients[0])
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=1e-5 * expected.abs().max().item() + 1e-10)
+    for ours, theirs in zip(two["log"], one["log"], strict=True):
+        assert without(ours) == pytest.approx(without(theirs), rel=1e-4, abs=1e-6)
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4) and len(one["metrics"]) >= 4
+
+
+def without(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith(OF_THE_SPLIT)}

@@ -1,0 +1,73 @@
+"""A run that is killed and resumed ends in the same weights as one that is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dpo.run_training import train_to_the_end
+
+RUN = Path(__file__).parent / "run_training.py"
+SLOW = pytest.mark.slow
+
+
+def kill_after_step_5(output: Path, run: str) -> None:
+    """Start a run in a process of its own and kill it, with a checkpoint of step 3 on disk."""
+    command = [sys.executable, str(RUN), str(output), run, "--wait-after", "5"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **silent) as process:
+        deadline = time.monotonic() + 90
+        while not (output / "waiting").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    state = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    return state | {f"reference.{name}": value for name, value in trainer.reference.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "target_of_moving_reference",
+        pytest.param("dynamic_with_dropout", marks=SLOW),
+        pytest.param("moving_copy", marks=SLOW),
+        pytest.param("precomputed", marks=SLOW),
+        pytest.param("shared", marks=SLOW),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
+    kill_after_step_5(tmp_path / "killed", run)
+    resumed = train_to_the_end(tmp_path / "killed", run, resume=True)
+    whole = train_to_the_end(tmp_path / "whole", run)
+    expected, found = trained(whole), trained(resumed)
+    assert expected.keys() == found.keys() and len(expected) > 0
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    logs = [
+        [
+            {key: value for key, value in entry.items() if key != "num_tokens"}  # TRL counts from 0 again
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
+        for trainer in (resumed, whole)
+    ]
+    assert logs[0] == logs[1] and len({entry["beta"] for entry in logs[0]}) > (run != "precomputed")
+
+
+def test_a_checkpoint_without_the_state_that_beta_needs_says_so(tmp_path):
+    train_to_the_end(tmp_path / "run", "dynamic_with_dropout")
+    state = tmp_path / "run" / "checkpoint-8" / "dpo_state.json"
+    state.write_text("{}")
+    with pytest.raises(ValueError, match=r"dpo_state\.json is damaged .*average_margin_nats"):
+        train_to_the_end(tmp_path / "run", "dynamic_with_dropout", resume=True)
+    state.unlink()
+    with pytest.raises(ValueError, match="saved without dynamic_beta_alpha or target_kl"):
+        train_to_the_end(tmp_path / "run", "dynamic_with_dropout", resume=True)
