@@ -14,7 +14,7 @@ def test_a_grid_is_every_combination_and_arms_stand_beside_it(write, spec):
     spec["grid"] = {"beta": [0.02, 0.05], "lora.r": [4, 16]}
     spec["arms"] = [{"beta": 0.02, "learning_rate": 5e-3}, {"lora.lora_alpha": 64}]
     read = read_experiment(write(spec))
-    changed = [(s.training.get("beta"), s.lora["r"] if "r" in s.lora else 8) for s in read.settings[:4]]
+    changed = [(s.training.get("beta"), s.lora.get("r", 8)) for s in read.settings[:4]]
     assert changed == [(0.02, 4), (0.02, 16), (0.05, 4), (0.05, 16)]
     assert read.settings[4].training["learning_rate"] == 5e-3 and read.settings[4].lora["r"] == 2
     assert read.settings[5].lora["lora_alpha"] == 64 and "beta" not in read.settings[5].training

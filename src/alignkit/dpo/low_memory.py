@@ -47,8 +47,8 @@ def low_memory_lora() -> LoraConfig:
 def apply_low_memory(config: Any) -> None:
     """Set the preset's fields of a configuration that are at their default, before its `__post_init__` reads them.
 
-    A field that was given its default on purpose is set too. `bf16` and `warmup_steps` stay where `fp16` or
-    `warmup_ratio` is given in their place, and a `max_length` below 768 halves into `max_prompt_length`.
+    A field that was given its default on purpose is set too. `bf16` stays where `fp16` is asked for, and of a
+    `max_length` below 768 the prompt gets half.
 
     Args:
         config: a `ScheduledDPOConfig`.
@@ -57,8 +57,6 @@ def apply_low_memory(config: Any) -> None:
     settings = low_memory_settings()
     if config.fp16:
         del settings["bf16"]
-    if config.warmup_ratio is not None:
-        del settings["warmup_steps"]
     if config.max_length not in (defaults["max_length"], None):
         settings["max_prompt_length"] = min(settings["max_prompt_length"], max(1, config.max_length // 2))
     changed = {name: value for name, value in settings.items() if getattr(config, name) == defaults[name]}

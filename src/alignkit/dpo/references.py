@@ -51,10 +51,10 @@ def manage_reference(trainer: Any, args: ScheduledDPOConfig, *, is_given: bool, 
         copied = trainer.accelerator.unwrap_model(parents) if kind in ("copy", "ema") else None
         manager = ReferenceManager(policy, kind, ref_model=copied, ema_decay=args.ema_decay)
     else:
-        kind = args.ref or ("adapter" if had_adapter and is_trained(policy) else None)
-        if had_adapter and kind not in ("adapter", "ema"):
+        ref = args.ref or ("adapter" if had_adapter and is_trained(policy) else None)
+        if had_adapter and ref not in ("adapter", "ema"):
             policy.delete_adapter(REFERENCE_ADAPTER)
-        manager = ReferenceManager(policy, kind, ema_decay=args.ema_decay)
+        manager = ReferenceManager(policy, ref, ema_decay=args.ema_decay)
         if manager.ref_model is not None:
             add_fused_lm_head(causal_lm_of(manager.ref_model))
             manager.ref_model = prepare_frozen_model(manager.ref_model, trainer.accelerator)

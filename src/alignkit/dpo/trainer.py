@@ -81,6 +81,8 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     args: ScheduledDPOConfig
     model: Any  # a PreTrainedModel or a PeftModel, which share no typed interface
+    data_collator: Any  # a PairCollator, unless the user gave another
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
             raise TypeError(f"args is a {type(args).__name__}; give a ScheduledDPOConfig, which has all its fields")
         check_process_count(args.device, args.world_size)
         if args.low_memory:
-            add_low_memory_arguments(model, kwargs)
+            add_low_memory_arguments(model, args, kwargs)
         self._control = BetaControl(args)
         self._batch_beta: float | Tensor | None = None
         copied = reference_for_parent(model, ref_model, adds_adapter=kwargs.get("peft_config") is not None)
@@ -128,7 +130,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
     # ---- β ----
 
     @property
-    def beta(self) -> float | Tensor:
+    def beta(self) -> float | Tensor:  # type: ignore[override]  # an attribute of the parent
         if self._batch_beta is not None:
             return self._batch_beta
         return self._control.scheduled(share_done(self.state)) if self.model.training else self._control.evaluation()
@@ -229,7 +231,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         training, n_pairs = self.model.training, logratios.shape[1]
         metrics = self._train_metrics if training else self._eval_metrics
         n_real = n_pairs if training else count_real_rows(self.accelerator, n_pairs)
-        metrics.add_pairs(*logratios, n_real)
+        metrics.add_pairs(logratios[0], logratios[1], n_real)
         if n_cut is not None:
             metrics.add_cut(n_cut, n_real)
         if training:
@@ -251,10 +253,11 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
     def _after_step(self) -> None:
         """What follows every optimiser step: a moving reference, and a β that follows the divergence."""
         self.reference.update()
-        if self._divergences:
+        target = self._control.target
+        if target is not None and self._divergences:
             step, self._divergences = torch.stack(self._divergences).sum(0), []
             total, count = self.accelerator.reduce(step, "sum").tolist()
-            self._control.target.update(total / count)
+            target.update(total / count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training or "train_runtime" in logs:  # the last log of a run may follow an evaluation
