@@ -14,12 +14,13 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from trl.models import prepare_fsdp
 from trl.trainer.reward_trainer import suppress_seqcls_warning
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import add_fused_lm_head, create_model_from_path
 
 __all__ = [
     "adapter_prefixes",
     "adapters_have_a_flag",
     "adapters_switched",
+    "add_fused_lm_head",
     "check_process_count",
     "keep_cpu_4bit_gradients_right",
     "layers_with_adapters",

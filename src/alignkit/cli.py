@@ -1,4 +1,7 @@
-"""The command line: `alignkit probe`, `barrier` and `env`. Heavy packages are imported inside the commands."""
+"""The command line: `alignkit probe`, `barrier`, `experiment`, `report` and `env`.
+
+Heavy packages are imported inside the commands.
+"""
 
 import argparse
 import os
@@ -9,6 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from alignkit._version import __version__
+from alignkit.evaluation.report_command import add_report_arguments, run_report
+from alignkit.experiments.command import add_experiment_commands
 from alignkit.kl_barrier.rounds.command import add_barrier_commands
 from alignkit.provenance import package_versions
 from alignkit.reward_model.probe_command import add_probe_arguments, run_probe
@@ -39,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     probe.set_defaults(run=run_probe)
     barrier = commands.add_parser("barrier", help="rounds of self-training under the KL barrier, and their report")
     add_barrier_commands(barrier)
+    experiment = commands.add_parser("experiment", help="many trainings with their settings, each in a process")
+    add_experiment_commands(experiment)
+    report = commands.add_parser("report", help="what the results of an experiment show: Markdown, and one HTML file")
+    add_report_arguments(report)
+    report.set_defaults(run=run_report)
     environment = commands.add_parser("env", help="print the versions that a bug report needs")
     environment.set_defaults(run=run_env)
     return parser

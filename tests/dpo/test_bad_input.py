@@ -89,7 +89,11 @@ def test_an_identical_pair_is_refused_with_its_row(make_trainer):
 
 
 def test_an_empty_completion_of_a_prepared_row_is_refused_with_its_row(make_trainer, tokenizer):
-    talk = [[{"role": "user", "content": "Say"}], [{"role": "assistant", "content": "yes"}], []]
+    talk = [
+        [{"role": "user", "content": "Say"}],
+        [{"role": "assistant", "content": "yes"}],
+        [{"role": "assistant", "content": ""}],
+    ]
     rows = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), talk, strict=True))] * 4)
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer.chat_template = template

@@ -6,9 +6,9 @@ import pytest
 
 from alignkit.evaluation.comparison import Analysis, analyse
 from alignkit.evaluation.pareto import pareto_points
-from alignkit.evaluation.results import Result
+from alignkit.evaluation.results import Result, failed_result
 from alignkit.evaluation.verdicts import Comparison, Verdict
-from tests.evaluation.records import answers, baseline, general_baseline, nll, result
+from tests.evaluation.records import ORIGIN, answers, baseline, general_baseline, nll, result
 
 SAMPLED = {"do_sample": True, "temperature": 0.2}
 
@@ -181,6 +181,20 @@ def test_a_measure_that_runs_disagree_on_is_an_error() -> None:
 def test_results_without_a_finished_run_are_an_error() -> None:
     with pytest.raises(ValueError, match="no finished run"):
         analysed(baseline())
+    dead = failed_result(run="dead", error="out of memory", config={}, seed=0, wall_time_s=1.0, **ORIGIN)
+    with pytest.raises(ValueError, match="dead failed: out of memory"):
+        analysed(dead)
+
+
+def test_between_settings_worse_must_hold_for_the_number_as_better_must() -> None:
+    fewer = {**answers(100), **{f"q{n}": 0.0 for n in range(7)}}  # 7 of 7 changes for the worse: p about 0.008
+    runs = [setting(f"r{n}", 100, beta=n) for n in range(10)]
+    [table] = analysed(*runs, result("r10", items=fewer, config={"beta": 10})).tables
+    [(_, rows)] = table.blocks
+    last = rows[-1].contrasts[0]
+    assert last is not None and last.p is not None
+    assert last.p < 0.05 < 10 * last.p
+    assert (last.verdict, last.p_holm) == (Verdict.NO_EVIDENCE, pytest.approx(10 * last.p))
 
 
 def setting(name: str, right: int, **config: Any) -> Result:

@@ -98,3 +98,5 @@ def test_a_longer_training_with_lower_loss_and_worse_answers_is_overfitting() ->
     )
     equal = result("two", config={"num_train_epochs": 2}, items=answers(120), train_loss=0.509)
     assert judged(baseline(items=answers(90)), one, equal)[1].verdict is OverfittingVerdict.NOT_KNOWN
+    harder = result("two", config={"num_train_epochs": 2}, items=answers(100), train_loss=0.7)
+    assert judged(baseline(items=answers(90)), one, harder)[1].signs == ()

@@ -1,6 +1,8 @@
 """One run, in this process: its records, how it goes on after an interruption, what it leaves behind."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,25 @@ def test_training_changes_the_scores_and_a_baseline_is_the_start_model(make_fold
     assert trained.items["pair0"] > start.items["pair0"]
 
 
+def test_a_fresh_process_with_other_settings_finds_the_tokens_and_the_reference_of_the_first(make_folder, cache):
+    carry_out(make_folder())
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file() and path.name != "ready"}
+
+    before = files()
+    other = {**TRAINING, "beta": 0.4, "learning_rate": 1e-3, "num_train_epochs": 3}
+    folder = make_folder("other", training=other, lora={"r": 4, "lora_alpha": 2}, seed=4)
+    command = [sys.executable, "-W", "ignore", "-m", "alignkit.experiments.run_one", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Tokenizing" not in done.stderr
+    assert files() == before
+    assert any("reference" in path.parts for path in before)
+
+
 def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(
-    make_folder, tmp_path, monkeypatch
+    make_folder, tmp_path, monkeypatch, capsys
 ):
     training = {**TRAINING, "max_steps": 4, "save_steps": 2, "save_total_limit": None}
     carry_out(make_folder("whole", training=training))
@@ -88,7 +107,9 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-2", "checkpoint-4"]
     (folder.checkpoints()[1] / "complete.json").unlink()
     (folder.trainer / "checkpoint-4" / "trainer_state.json").write_text("{")  # killed while it was written
+    capsys.readouterr()
     carry_out(folder)
+    assert capsys.readouterr().out.count("{'loss'") == 2
     whole, _, resumed, _ = read_results(tmp_path / "results.jsonl")
     for name in ("items", "train_loss", "eval_loss", "history"):
         assert getattr(resumed, name) == getattr(whole, name), name

@@ -126,6 +126,17 @@ def test_the_most_relevant_row_is_the_last_to_go():
     assert any("Total sales" in row for row in table_rows(prompts["q0"]))
 
 
+def test_room_that_a_long_row_leaves_is_not_given_back_to_passages():
+    tokenizer = byte_tokenizer()
+    context = small_context()
+    context["table"]["table"].append(["Long label " * 20, "1", "2"])
+    without_passages = tatqa_prompts([{**context, "paragraphs": []}])["q3"]
+    form = PromptForm(max_prompt_tokens=len(without_passages) - 50)
+    prompt = tatqa_prompts([context], tokenizer, form)["q3"]
+    assert "Long label" not in prompt and "Passages:" not in prompt
+    assert len(encode_prompt(tokenizer, prompt)) < form.max_prompt_tokens - 100
+
+
 def test_a_chat_prompt_is_one_message_whose_template_counts():
     template = CHAT_TEMPLATE + "{% if thinking is defined and not thinking %}<think></think>{% endif %}"
     tokenizer = byte_tokenizer(chat_template=template)

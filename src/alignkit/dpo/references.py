@@ -4,9 +4,8 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
 
-from alignkit._compat import prepare_frozen_model
+from alignkit._compat import add_fused_lm_head, prepare_frozen_model
 from alignkit.dpo.config import ScheduledDPOConfig
 from alignkit.fused_head.modeling import causal_lm_of
 from alignkit.reference import ReferenceManager

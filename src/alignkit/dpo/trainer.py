@@ -129,8 +129,8 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     # ---- β ----
 
-    @property
-    def beta(self) -> float | Tensor:  # type: ignore[override]  # an attribute of the parent
+    @property  # type: ignore[override]  # a number in the parent
+    def beta(self) -> float | Tensor:
         if self._batch_beta is not None:
             return self._batch_beta
         return self._control.scheduled(share_done(self.state)) if self.model.training else self._control.evaluation()

@@ -103,7 +103,8 @@ def analyse(results: Iterable[Result], *, n_resamples: int = 10_000, seed: int =
     """
     experiment = gather(results)
     if not experiment.settings:
-        raise ValueError("there is no finished run among the results; a report needs one")
+        crashed = "".join(f"; {result.run} failed: {result.error}" for result in experiment.failed[:1])
+        raise ValueError(f"there is no finished run among the results, and a report needs one{crashed}")
     measures = _measures(experiment)
 
     def compared(pairs: Sequence[Pair], measure: Measure, spread: SeedSpread | None) -> Comparison:
@@ -157,7 +158,7 @@ def _changes(experiment: Experiment, measure: Measure, compared: Compared) -> tu
     known = [pair for pair in pairs if pair]
     spread = seed_spread([[after.summary.mean - before.summary.mean for before, after in pair] for pair in known])
     comparisons = [compared(pair, measure, spread) for pair in known]
-    judged = iter(judge(comparisons, higher_is_better=measure.higher_is_better))
+    judged = iter(judge(comparisons, higher_is_better=measure.higher_is_better, against_start=True))
     return tuple(
         Change(setting, after, next(judged) if pair else None)
         for (setting, after), pair in zip(afters, pairs, strict=True)
@@ -212,7 +213,7 @@ def _block_rows(
     for measure, spread in zip(measures, spreads, strict=True):
         pairs = [_shared_seeds(first, other, measure) for other in others]
         comparisons = [compared(pair, measure, spread) for pair in pairs if pair]
-        judged = iter(judge(comparisons, higher_is_better=measure.higher_is_better))
+        judged = iter(judge(comparisons, higher_is_better=measure.higher_is_better, against_start=False))
         columns.append([None, *(next(judged) if pair else None for pair in pairs)])
     return tuple(
         FieldRow(setting, tuple(setting.values[name] for name in fields), tuple(column[place] for column in columns))

@@ -21,7 +21,11 @@ METHOD = [
         "a standard deviation.",
     ),
     ("p:", "of the paired t-test, with several seeds of the same draws as the interval; d is Cohen's d for pairs."),
-    ("Holm:", "adjusts p for all settings on one measure, and for all rows of a block in the tables by field."),
+    (
+        "Holm:",
+        "adjusts p for all settings on one measure, and for all rows of a block in the tables by field, where worse "
+        "needs it as better does.",
+    ),
     ("Noise band:", "t(k − 1, 0.975)·s·√2 of k ≥ 3 baselines that sample their answers; 0 where nothing is sampled."),
 ]
 

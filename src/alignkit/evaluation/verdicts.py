@@ -143,36 +143,35 @@ def compare(
     return dataclasses.replace(bare, interval=unpaired.interval, p=unpaired.p)
 
 
-def judge(comparisons: Sequence[Comparison], *, higher_is_better: bool) -> list[Comparison]:
+def judge(comparisons: Sequence[Comparison], *, higher_is_better: bool, against_start: bool) -> list[Comparison]:
     """Add to each comparison of a family its adjusted p and its verdict.
 
     An effect is outside the noise band, its interval excludes 0, and its p holds for the number of comparisons (Holm).
-    A harm need not hold for their number: to overlook one costs more than to look twice.
+    A harm is the same for the worse, but `against_start`, the model before training, it need not hold for the number:
+    to overlook one costs more than to look twice.
     """
     known = [comparison.p for comparison in comparisons if comparison.p is not None]
     adjusted = iter(holm(known))
     judged = []
     for comparison in comparisons:
         p_holm = next(adjusted) if comparison.p is not None else None
-        verdict, reason = _verdict(comparison, p_holm, len(known), higher_is_better)
+        worse = (comparison.difference > 0) != higher_is_better
+        reason = _doubt(comparison)
+        if not reason and p_holm is not None and p_holm > LEVEL and not (worse and against_start):
+            reason = f"p is {p_holm:.2g} for {len(known)} comparisons (Holm)"
+        verdict = Verdict.NO_EVIDENCE if reason else Verdict.HARM if worse else Verdict.EFFECT
         judged.append(dataclasses.replace(comparison, p_holm=p_holm, verdict=verdict, reason=reason))
     return judged
 
 
-def _verdict(comparison: Comparison, p_holm: float | None, family: int, higher_is_better: bool) -> tuple[Verdict, str]:
-    none = Verdict.NO_EVIDENCE
+def _doubt(comparison: Comparison) -> str:
+    """Why one comparison alone is no evidence; empty if it is."""
     if comparison.band is None:
-        return none, "noise unknown: sampled, with fewer than 3 baselines"
+        return "noise unknown: sampled, with fewer than 3 baselines"
     if abs(comparison.difference) <= comparison.band:
-        return none, "no difference" if comparison.difference == 0 else "within the noise band"
-    if comparison.interval is None or comparison.p is None or p_holm is None:
-        return none, comparison.no_interval
+        return "no difference" if comparison.difference == 0 else "within the noise band"
+    if comparison.interval is None or comparison.p is None:
+        return comparison.no_interval
     if comparison.interval[0] <= 0 <= comparison.interval[1]:
-        return none, "the interval includes 0"
-    if comparison.p > LEVEL:
-        return none, f"p is {comparison.p:.2g}"
-    if (comparison.difference > 0) != higher_is_better:
-        return Verdict.HARM, ""
-    if p_holm > LEVEL:
-        return none, f"p is {p_holm:.2g} for {family} comparisons (Holm)"
-    return Verdict.EFFECT, ""
+        return "the interval includes 0"
+    return f"p is {comparison.p:.2g}" if comparison.p > LEVEL else ""

@@ -15,14 +15,14 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
 from alignkit.evaluation.results import append_result, failed_result
 from alignkit.experiments.data import materialise
 from alignkit.experiments.launch import TAKEN, Cluster, command_of
-from alignkit.experiments.locks import try_lock
+from alignkit.experiments.locks import locked, try_lock
 from alignkit.experiments.processes import LocalProcess, visible_gpus
 from alignkit.experiments.run_folder import RunFolder, finished_runs, results_in
 from alignkit.experiments.search import Search
@@ -33,6 +33,7 @@ from alignkit.storage import read_json, write_json
 
 POLL_S = 0.2
 IDENTITY_FILE = "experiment.json"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 KILLS = 2  # a run that a signal ends so often is recorded as failed
 
 
@@ -53,6 +54,12 @@ class Running:
     lock: int | None
     started: float
 
+    def release(self) -> None:
+        """Give up the lock, which the process still holds if it goes on."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
 
 class Experiment:
     """Carries out a specification.
@@ -71,22 +78,24 @@ class Experiment:
         if launched and spec.launch is None:
             raise ValueError("the specification has no launch; add one, or use `alignkit experiment run`")
         self.accelerate = spec.launch.accelerate if launched and spec.launch is not None else {}
-        self.spec = replace(spec, launched={"accelerate": self.accelerate} if self.accelerate else {})
+        self.spec = spec.started_by(launch=launched)
         self.say = say
         self.folder = spec.output_dir
         self.results_file = self.folder / "results.jsonl"
         self.cache = self.folder / "cache"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._settle_identity()
         self.cluster = None
         if launched and spec.launch is not None and spec.launch.executor != "accelerate":
             self.cluster = Cluster(spec.launch, self.folder / "cluster")
-        self.search = None if spec.search is None else Search(spec.search, spec.name, spec.base, self.folder)
+        with locked(self.folder / "experiment.lock"):
+            self._settle_identity()
+            self.search = None if spec.search is None else Search(spec.search, spec.name, spec.base, self.folder)
         self.gpus = visible_gpus()
         self.running: dict[int, Running] = {}  # by slot
         self.kills: Counter[str] = Counter()
         self.failures_before = self._failures()
         self.awaited: set[str] = set()
+        self.interrupted = self.scheduling = False
         self.outcome: dict[str, str] = {}  # finished | failed, by run
 
     def carry_out(self) -> None:
@@ -95,7 +104,7 @@ class Experiment:
         Raises:
             ValueError: the baseline shows that a search's objective is not among the item sets.
         """
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        handlers = {number: signal.signal(number, self._interrupt) for number in INTERRUPTS}
         try:
             tokenizer = load_tokenizer(self.spec.model, self.spec.base.training)
             materialise(datasets_of(load_task(self.spec.task), tokenizer), self.cache)
@@ -108,7 +117,15 @@ class Experiment:
         finally:
             for running in self.running.values():
                 running.process.stop()
-            signal.signal(signal.SIGTERM, before)
+                running.release()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """While runs are started and settled an interruption waits, so that none is lost between the two."""
+        self.interrupted = True
+        if not self.scheduling:
+            raise KeyboardInterrupt
 
     def summary(self) -> str:
         """What is done, in a line."""
@@ -141,8 +158,11 @@ class Experiment:
         return Counter(result.run for result in results_in(self.results_file) if result.status == "failed")
 
     def _carry_out(self, jobs: Iterable[Job]) -> None:
+        self.scheduling = True
         waiting = deque(jobs)
         while waiting or self.running:
+            if self.interrupted:
+                raise KeyboardInterrupt
             taken = 0
             while waiting and taken < len(waiting) and (slot := self._free_slot(waiting[0])) is not None:
                 job = waiting.popleft()
@@ -157,6 +177,7 @@ class Experiment:
                 del self.running[slot]
             if not ended:
                 time.sleep(POLL_S)
+        self.scheduling = False
 
     def _free_slot(self, job: Job) -> int | None:
         """A place for the job. The first run goes alone until it has done what all runs share."""
@@ -229,8 +250,7 @@ class Experiment:
             self._record_failure(running, code)
             return True
         finally:
-            if running.lock is not None:
-                os.close(running.lock)
+            running.release()
 
     def _record_failure(self, running: Running, code: int) -> None:
         job, folder = running.job, self.run_folder(running.job)
@@ -238,7 +258,11 @@ class Experiment:
         append_result(
             self.results_file,
             failed_result(
-                **{"run": job.run, "kind": job.kind, "seed": job.seed, "decoding": job.decoding, "error": error},
+                run=job.run,
+                kind=job.kind,
+                seed=job.seed,
+                decoding=job.decoding,
+                error=error,
                 **folder.facts(job.settings.flat() if job.kind == "run" else {}),
                 wall_time_s=time.perf_counter() - running.started,
             ),
@@ -263,10 +287,6 @@ class Experiment:
                 runs = [finished.get(job.run, []) for job in self.spec.jobs_of(trial.settings)]
                 trial.tell(search.search.objective.value(runs))
             trials = []
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _signal_name(code: int) -> str:

@@ -16,6 +16,8 @@ from alignkit.spec_files import fitted_value, known_mapping
 
 EXECUTORS = ("accelerate", "slurm", "local")
 SET_ELSEWHERE = {"help", "module", "no_python", "training_script", "training_script_args"}
+# Options that say where a run goes, not what it computes.
+PLACES = {"main_process_ip", "main_process_port", "machine_rank", "gpu_ids", "log_dir", "tee", "quiet", "debug"}
 TAKEN = 75  # exit code of a job whose run another process is carrying out: EX_TEMPFAIL
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from alignkit.evaluation.results import Result
 from alignkit.experiments.settings import Settings, check_setting, fitted_setting
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = ("tpe", "random")
-DIRECTIONS = ("maximize", "minimize")
+Direction = Literal["maximize", "minimize"]
 KEYS = ("n_trials", "sampler", "storage", "seed", "parameters", "objective")
 WHERE = "where"  # user attribute of a trial: which experiment began it
 
@@ -31,7 +31,7 @@ class Objective:
 
     item_set: str
     metric: str
-    direction: str
+    direction: Direction
 
     def value(self, runs: Sequence[Sequence[Result]]) -> float | None:
         """Mean over runs, each given by its results; None if one of them lacks the objective."""
@@ -89,9 +89,9 @@ def read_search(value: Any, base: Settings) -> SearchSettings | None:
 def _objective(value: Any) -> Objective:
     given = known_mapping(value, "search.objective", ("item_set", "metric", "direction"))
     required(given, ("item_set", "metric", "direction"), "search.objective")
-    if given["direction"] not in DIRECTIONS:
+    if given["direction"] not in get_args(Direction):
         raise ValueError(
-            f"search.objective.direction is {given['direction']!r}; choose one of {', '.join(DIRECTIONS)}"
+            f"search.objective.direction is {given['direction']!r}; choose one of {', '.join(get_args(Direction))}"
         )
     return Objective(**{key: fitted_value(of_key, str, f"search.objective.{key}") for key, of_key in given.items()})
 

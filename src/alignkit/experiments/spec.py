@@ -1,14 +1,14 @@
 """A YAML file that describes an experiment, checked key by key before anything runs."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from transformers import GenerationConfig
 
-from alignkit.experiments.launch import LaunchSettings, read_launch
+from alignkit.experiments.launch import PLACES, LaunchSettings, read_launch
 from alignkit.experiments.search import SearchSettings, read_search
 from alignkit.experiments.settings import (
     LORA_KEYS,
@@ -64,11 +64,17 @@ class ExperimentSpec:
     launch: LaunchSettings | None = None
     processes: int = 1
     keep_models: bool = False
-    launched: dict[str, Any] = field(default_factory=dict)  # what several processes for one run are started with
+    started_with: dict[str, Any] = field(default_factory=dict)  # by `started_by`
+
+    def started_by(self, *, launch: bool) -> "ExperimentSpec":
+        """The same for one of the two commands: several processes for one run give other numbers, and other ids."""
+        accelerate = self.launch.accelerate if launch and self.launch is not None else {}
+        counts = {key: value for key, value in accelerate.items() if key not in PLACES}
+        return replace(self, started_with={"accelerate": counts} if counts else {})
 
     def job(self, settings: Settings, seed: int) -> Job:
         """A training with these settings."""
-        parts = {"training": settings.training, "lora": settings.lora, "decoding": self.decoding, **self.launched}
+        parts = {"training": settings.training, "lora": settings.lora, "decoding": self.decoding, **self.started_with}
         return Job(f"{self._identity(parts)}-seed{seed}", "run", settings, seed, self.decoding)
 
     def jobs_of(self, settings: Settings) -> list[Job]:

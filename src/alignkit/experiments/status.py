@@ -28,8 +28,9 @@ def states(spec: ExperimentSpec) -> Iterator[tuple[Job, str]]:
 
 
 def _jobs(spec: ExperimentSpec) -> Iterator[Job]:
-    """What the specification asks for, and what was begun by a search or by launched runs, which it cannot list."""
-    jobs = [*spec.baselines(), *(job for settings in spec.settings for job in spec.jobs_of(settings))]
+    """What the specification asks for, and what else was begun: by a search, or before the file was changed."""
+    asked = spec.started_by(launch=spec.launch is not None)
+    jobs = [*asked.baselines(), *(job for settings in asked.settings for job in asked.jobs_of(settings))]
     yield from jobs
     known = {job.run for job in jobs}
     for path in sorted((spec.output_dir / "runs").glob("*/config.json")):

@@ -172,7 +172,8 @@ def model_to_measure(trainer: ScheduledDPOTrainer, config: dict[str, Any], folde
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if is_sharded:
-        loaded = AutoModelForCausalLM.from_pretrained(saved, **(trainer.args.model_init_kwargs or {}))
+        settings: Any = trainer.args.model_init_kwargs or {}  # a string only before the config has parsed it
+        loaded: Any = AutoModelForCausalLM.from_pretrained(saved, **settings)
         if not config["keep_model"] and trainer.args.process_index == 0:
             shutil.rmtree(saved)
         return loaded.to(trainer.args.device).eval()

@@ -122,7 +122,7 @@ class ReferenceManager:
             raise ValueError(f"the checkpoint holds an average of the policy, but the reference is {self.kind!r}")
 
     def fingerprint(self) -> str:
-        """Digest of exactly the weights and settings that make up the reference. Before the model is sharded."""
+        """Digest of exactly the weights and settings that make up the reference. Collective once they are sharded."""
         with self.active(self._policy):
             return weights_fingerprint(self._ref)
 

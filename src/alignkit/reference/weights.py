@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from alignkit._compat import adapter_prefixes, layers_with_adapters, without_adapter_wrappers
+from alignkit.fused_head.modeling import whole
 
 # Fields that change from run to run, or with training, and not the function. Ids of special tokens are left out too.
 MODEL_FIELDS_LEFT_OUT = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -39,7 +40,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     is the same for a model before and after PEFT wrapped it. xxh3 with 128 bits: against accidents, not forgery.
 
     Args:
-        model: not yet sharded or wrapped for several processes.
+        model: not wrapped for several processes. Sharded by FSDP2 it has the digest of the whole; then collective.
     """
     prefixes = adapter_prefixes(model)
     layers = layers_with_adapters(model)
@@ -59,7 +60,7 @@ def weights_fingerprint(model: nn.Module) -> str:
         if owner is None or owner in adapters:
             digest.update(_canonical([without_adapter_wrappers(name), str(tensor.dtype), list(tensor.shape)]))
             if name in saved:
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

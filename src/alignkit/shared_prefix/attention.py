@@ -48,8 +48,7 @@ class PathMask(Tensor):
         device = packed.paths.device
         mask = torch.zeros((), dtype=torch.bool, device=device).expand(rows, 1, length, length).as_subclass(cls)
         positions = packed.position_ids.flatten()
-        # Padding costs a CPU more than further calls do; on a GPU it is the other way round.
-        at_once = 1 if device.type == "cpu" else len(packed.paths)
+        at_once = rows_at_once(device, len(packed.paths))
         mask.pieces = []
         begins: list[int] = []  # of each path's first own token, less its position, among the outputs
         n_outputs, n_whole = 0, packed.n_whole
@@ -79,7 +78,18 @@ class PathMask(Tensor):
                 return _attend(*args, **(kwargs or {}))
         if func is Tensor.to:
             return args[0]  # to another device, by accelerate's hooks; what it holds follows the queries
-        return super().__torch_function__(func, types, args, kwargs)
+        result = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(result, Tensor):
+            raise ValueError(
+                f"the model computes with its attention mask ({func.__name__}); packed rows have none, set "
+                "share_prefix=False"
+            )
+        return result
+
+
+def rows_at_once(device: torch.device, n_rows: int) -> int:
+    """Padding costs a CPU more than further calls do; on a GPU it is the other way round."""
+    return 1 if device.type == "cpu" else n_rows
 
 
 def _chunks(first: int, last: int, size: int) -> list[tuple[int, int]]:

@@ -31,24 +31,24 @@ def share_prefix(model: nn.Module) -> None:
     if (reason := why_not_shared(model)) is not None:
         raise ValueError(f"prefixes cannot be shared: {reason}; set share_prefix=False")
     backbone: Any = inner_model(model).base_model
-    earlier_forward = backbone.forward
-    if getattr(earlier_forward, "takes_packed_rows", False):
+    if hasattr(backbone, "forward_whole_rows"):
         return
+    # An attribute, because a deep copy of the model binds it to the copy; a variable of the closure would run this one.
+    backbone.forward_whole_rows = backbone.forward
 
     @functools.wraps(type(backbone).forward)
     def forward(self: Any, *args: Any, packed: PackedRows | None = None, **kwargs: Any) -> Any:
         if packed is None:
-            return earlier_forward(*args, **kwargs)
+            return self.forward_whole_rows(*args, **kwargs)
         options = {name: kwargs[name] for name in kwargs if name not in ("input_ids", "attention_mask", "use_cache")}
         options["position_ids"] = packed.position_ids
-        outputs = earlier_forward(
-            packed.input_ids, attention_mask=_masks(self, packed), use_cache=False, **options
-        )
+        outputs = self.forward_whole_rows(packed.input_ids, attention_mask=_masks(self, packed), use_cache=False, **options)
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (R * W, H)
         index = packed.index.to(hidden.device)
-        return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(0, index.flatten()).unflatten(0, index.shape))
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden.index_select(0, index.flatten()).unflatten(0, index.shape)
+        )
 
-    forward.takes_packed_rows = True  # type: ignore[attr-defined]
     backbone.forward = types.MethodType(forward, backbone)
 
 
@@ -59,11 +59,10 @@ def _masks(backbone: Any, packed: PackedRows) -> Any:
     """
     config: PretrainedConfig = backbone.config
     window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
+    if getattr(config, "layer_types", None) is None:
         return _mask(backbone, packed, window)
-    windows = {"full_attention": None, "sliding_attention": window}
-    return {layer_type: _mask(backbone, packed, windows[layer_type]) for layer_type in set(layer_types)}
+    windows = {"full_attention": None} if window is None else {"full_attention": None, "sliding_attention": window}
+    return {layer_type: _mask(backbone, packed, window) for layer_type, window in windows.items()}
 
 
 def _mask(backbone: Any, packed: PackedRows, window: int | None) -> Any:

@@ -13,6 +13,8 @@ from alignkit.shared_prefix.layout import RowCost
 # Attention implementations and layer types that masks by path are made for.
 ATTENTION = ("sdpa", "eager", "flex_attention")
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# Modules that read `position_ids`, counted from 0: rotary embeddings and the table of GPT-2.
+POSITIONS = ("rotary_emb", "wpe")
 
 
 def why_not_shared(model: nn.Module) -> str | None:
@@ -24,7 +26,7 @@ def why_not_shared(model: nn.Module) -> str | None:
     """
     if isinstance(model, PeftModel):
         if not adapters_have_a_flag(model):
-            return f"its adapter ({model.active_peft_config.peft_type}) acts on more than one token at a time"
+            return f"its adapter ({model.active_peft_config.peft_type.value}) acts on more than one token at a time"
         if any(getattr(config, "alora_invocation_tokens", None) for config in model.peft_config.values()):
             return "an activated LoRA looks for its invocation tokens in every row"
     base = inner_model(model)
@@ -47,6 +49,8 @@ def why_not_shared(model: nn.Module) -> str | None:
         return "its attention is bidirectional"
     if "position_ids" not in inspect.signature(type(backbone).forward).parameters:
         return f"{type(backbone).__name__} takes no position_ids"
+    if not any(hasattr(backbone, name) for name in POSITIONS):
+        return f"the positions of {type(backbone).__name__} are not known to be rotary or those of GPT-2"
     if getattr(config, "output_router_logits", False):
         return "its experts' balance is computed from router logits, one for each token of each row"
     return None
