@@ -35,6 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "precomputed": {"peft_config": LORA, "precompute_ref_log_probs": True},
     "sharded": {"kl_steps": 1, "on_ranks": FSDP},
     "sharded_adapter": {"peft_config": LORA, "kl_steps": 1, "on_ranks": FSDP, "gradient_checkpointing": True},
+    "sharded_precomputed": {"precompute_ref_log_probs": True, "on_ranks": FSDP},
     "dynamic_with_dropout": {"dynamic_beta_alpha": 0.5, "peft_config": LORA | {"lora_dropout": 0.2}, **DROPOUT},
     "target_of_moving_reference": {
         "target_kl": 0.001,

@@ -48,7 +48,7 @@ def manage_reference(trainer: Any, args: ScheduledDPOConfig, *, is_given: bool, 
     elif parents is not None:  # trained whole: the copy made above, or the files loaded a second time
         kind = args.ref or "copy"
         copied = trainer.accelerator.unwrap_model(parents) if kind in ("copy", "ema") else None
-        manager = ReferenceManager(policy, kind, ref_model=copied, ema_decay=args.ema_decay)
+        manager = ReferenceManager(policy, kind, copied=copied, ema_decay=args.ema_decay)
     else:
         ref = args.ref or ("adapter" if had_adapter and is_trained(policy) else None)
         if had_adapter and ref not in ("adapter", "ema"):

@@ -43,8 +43,8 @@ class ReferenceManager:
             - `"copy"`: a frozen deep copy of the whole model;
             - `"ema"`: an average of the policy, in an adapter `ref` or, without adapters, in a copy;
             - a path or hub name of a causal language model, loaded in the policy's dtype.
-        ref_model: a model that is the reference; it is frozen, not copied. With `"copy"` or `"ema"`, a copy of the
-            policy that has been made already.
+        ref_model: a model that is the reference; it is frozen, not copied.
+        copied: with `"copy"` or `"ema"`, a copy of the policy that has been made already.
         ema_decay: share that the average keeps at each `update`, in [0, 1).
 
     Attributes:
@@ -57,18 +57,24 @@ class ReferenceManager:
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, ref: str | None, *, ref_model: Any = None, ema_decay: float = 0.99
+        self,
+        model: PreTrainedModel | PeftModel,
+        ref: str | None,
+        *,
+        ref_model: Any = None,
+        copied: Any = None,
+        ema_decay: float = 0.99,
     ):
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must be at least 0 and below 1")
-        if ref not in (None, "copy", "ema") and ref_model is not None:
+        if ref is not None and ref_model is not None:
             raise ValueError(f"both ref={ref!r} and ref_model are given; leave one of them out")
         self._policy = model
         self._switch: AdapterSwitch | None = None
         self._average: WeightAverage | None = None
         self.ref_model: Any = None
-        if ref_model is not None and ref is not None:
-            self._take_copy(model, ref, ref_model, ema_decay)
+        if copied is not None:
+            self._take_copy(model, ref or "copy", copied, ema_decay)
         elif ref_model is not None or ref not in (None, *REFERENCE_KINDS):
             self.kind = "model"
             self.ref_model = load_like(str(ref), model) if ref_model is None else ref_model

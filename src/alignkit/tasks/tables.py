@@ -150,7 +150,7 @@ def tables_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_MOST_TOKENS,
+        vocab_size=_MOST_TOKENS - 1,  # and one for the role line
         special_tokens=list(_SPECIAL_TOKENS.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
