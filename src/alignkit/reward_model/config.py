@@ -65,7 +65,10 @@ class MultiHeadRewardConfig(RewardConfig):
             are alive at a time, for one more forward. Independent of `gradient_checkpointing`, which would add a third
             forward: switch it off when chunks fit.
         share_prefix (`bool`, *optional*, defaults to `True`):
-            Whether completions of one prompt may share the prompt's computation. Scores do not change. Not used yet.
+            Whether tokens that several texts of a micro-batch begin with are computed once. Scores do not change,
+            except that LoRA dropout draws one mask for a shared prefix. A model that cannot share says why in the log.
+        max_packed_tokens (`int`, *optional*):
+            Longest row that texts with a common prefix are packed into. `None` for no limit.
         stream_retries (`int`, *optional*, defaults to `3`):
             How often in a row a streaming dataset that fails is reopened before the error is raised.
 
@@ -118,7 +121,10 @@ class MultiHeadRewardConfig(RewardConfig):
         default=None, metadata={"help": "Texts encoded at a time; the gradient stays that of the whole micro-batch."}
     )
     share_prefix: bool = field(
-        default=True, metadata={"help": "Whether completions of one prompt may share its computation. Not used yet."}
+        default=True, metadata={"help": "Whether tokens that several texts begin with are computed once."}
+    )
+    max_packed_tokens: int | None = field(
+        default=None, metadata={"help": "Longest row that texts with a common prefix are packed into. None: no limit."}
     )
     stream_retries: int = field(default=3, metadata={"help": "Reopenings in a row of a streaming dataset that fails."})
 
@@ -139,7 +145,7 @@ class MultiHeadRewardConfig(RewardConfig):
         for tier, weight in self.tier_weights.items():
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise ValueError(f"tier_weights[{tier!r}] is {weight!r}; it must be a finite number, 0 or more")
-        for name in ("negatives_per_tier", "encode_batch_size", "stream_retries"):
+        for name in ("negatives_per_tier", "encode_batch_size", "max_packed_tokens", "stream_retries"):
             value, least = getattr(self, name), 0 if name == "stream_retries" else 1
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -18,6 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import logging
 
+from alignkit.shared_prefix import PackedRows, pack_rows, row_cost, share_prefix, why_not_shared
+
 logger = logging.get_logger(__name__)
 
 CONFIG_KEY = "alignkit"
@@ -113,7 +115,9 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
 
     `model(input_ids, attention_mask).logits` is then `(M, K)` float32: `score` of the hidden state at the last
     position whose mask is 1, outside autocast, c·tanh(score / c) with a soft cap. With `encode_batch_size=m` the texts
-    are encoded m at a time and their activations recomputed in the backward pass, chunk by chunk.
+    are encoded m at a time and their activations recomputed in the backward pass, chunk by chunk. With
+    `share_prefix=True`, after [`prepare_to_share`], tokens that several texts begin with are encoded once, in packed
+    rows of at most `max_packed_tokens`; scores do not change.
     """
     find_score(model)
     setattr(model.config, CONFIG_KEY, {**settings_of(model.config), "score_softcap": score_softcap})
@@ -123,18 +127,37 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
 
     @functools.wraps(type(model).forward)
     def reward_forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, labels=None, encode_batch_size=None, **kwargs
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        labels=None,
+        encode_batch_size=None,
+        share_prefix=False,
+        max_packed_tokens=None,
+        **kwargs,
     ):
         if labels is not None:
             return type(self).forward(self, input_ids, attention_mask, position_ids, labels=labels, **kwargs)
         in_one = encode_batch_size is None or input_ids is None or kwargs.get("past_key_values") is not None
-        if in_one or len(input_ids) <= encode_batch_size:
+        if not share_prefix and (in_one or len(input_ids) <= encode_batch_size):
             return _score_last_tokens(self, input_ids, attention_mask, position_ids, **kwargs)
-        logits = _score_in_chunks(self, input_ids, attention_mask, encode_batch_size, **kwargs)
+        settings = {"share_prefix": share_prefix, "max_packed_tokens": max_packed_tokens}
+        chunk_size = len(input_ids) if in_one else encode_batch_size
+        logits = _score_in_chunks(self, input_ids, attention_mask, chunk_size, **settings, **kwargs)
         return SequenceClassifierOutputWithPast(logits=logits)
 
     reward_forward.is_reward_forward = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(reward_forward, model)
+
+
+def prepare_to_share(model: nn.Module) -> bool:
+    """Let a reward model's forward take `share_prefix=True`. One that cannot says why in the log, and False comes back."""
+    if (reason := why_not_shared(model)) is not None:
+        logger.warning(f"Common prefixes are computed once for each text: {reason}")
+        return False
+    share_prefix(model)
+    return True
 
 
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -173,28 +196,64 @@ def _score_last_tokens(model, input_ids, attention_mask, position_ids, **kwargs)
     )
 
 
-def _score_in_chunks(model, input_ids: Tensor, attention_mask: Tensor, encode_batch_size: int, **kwargs) -> Tensor:
-    """Scores `(M, K)`, `encode_batch_size` texts of similar length at a time, each chunk cut to its longest text.
+def _score_in_chunks(
+    model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    chunk_size: int,
+    *,
+    share_prefix: bool,
+    max_packed_tokens: int | None,
+    **kwargs,
+) -> Tensor:
+    """Scores `(M, K)`, `chunk_size` texts at a time, each chunk cut to its longest text or to its distinct tokens.
 
     In the backward pass autograd runs the chunks one after another, last first, and `checkpoint` recomputes each when
     its turn comes, so that the activations of one chunk are alive at a time. This is the two-pass score cache
     (Gao et al. 2021, arXiv 2101.06983) inside one forward of the wrapped model, which DDP and FSDP2 need.
     """
 
-    def score_chunk(ids, mask):
-        return _score_last_tokens(model, ids, mask, None, **kwargs).logits
+    def score_chunk(ids, mask, packed):
+        if packed is None:
+            return _score_last_tokens(model, ids, mask, None, **kwargs).logits
+        backbone = getattr(model, model.base_model_prefix)
+        return _apply_score(model, backbone(packed=packed, **kwargs).last_hidden_state[:, 0])
 
     ends = (last_positions(attention_mask) + 1).cpu()
-    order = ends.argsort(descending=True)  # the longest first, so that a batch too large fails at once
+    order = ends.argsort(descending=True)
+    pack: Any = lambda rows: None  # noqa: E731
+    if share_prefix:
+        texts = _texts(input_ids, attention_mask)
+        pack = functools.partial(_pack_texts, model, texts, max_packed_tokens)
+        if pack(range(len(texts))) is not None:
+            order = torch.tensor(sorted(range(len(texts)), key=texts.__getitem__))  # what begins alike stays together
+    # The longest first, so that a batch too large fails at once.
+    chunks = sorted(order.split(chunk_size), key=lambda rows: -int(ends[rows].max()))
     scores = []
-    for rows in order.split(encode_batch_size):
-        length = int(ends[rows[0]])
-        chunk = input_ids[rows, :length], attention_mask[rows, :length]
-        if torch.is_grad_enabled():
+    for rows in chunks:
+        length = int(ends[rows].max())
+        chunk = input_ids[rows, :length], attention_mask[rows, :length], pack(rows.tolist())
+        if torch.is_grad_enabled() and len(chunks) > 1:
             scores.append(checkpoint(score_chunk, *chunk, use_reentrant=False))
         else:
             scores.append(score_chunk(*chunk))
-    return torch.cat(scores)[order.argsort()]
+    return torch.cat(scores)[torch.cat(chunks).argsort()]
+
+
+def _texts(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
+    """Token ids of each text without padding."""
+    both = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+    return [[token for token, is_real in zip(ids, mask, strict=True) if is_real] for ids, mask in both]
+
+
+def _pack_texts(
+    model, texts: Sequence[Sequence[int]], max_packed_tokens: int | None, rows: Sequence[int]
+) -> PackedRows | None:
+    """Packed rows that answer with the last token of some of the texts, or None where nothing is shared."""
+    chosen = [texts[row] for row in rows]
+    ends = [len(text) - 1 for text in chosen]
+    packed = pack_rows(chosen, ends, width=1, max_packed_tokens=max_packed_tokens, cost=row_cost(model))
+    return None if packed is None else packed.to(next(model.parameters()).device)
 
 
 def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):

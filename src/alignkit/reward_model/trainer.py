@@ -31,7 +31,7 @@ from alignkit.reward_model.export import write_adapter_files
 from alignkit.reward_model.loading import check_special_tokens, load_for_training, take_in_model
 from alignkit.reward_model.losses import LossOutput, head_weight_vector, positive_weights, reward_objective
 from alignkit.reward_model.metrics import EvaluationReport
-from alignkit.reward_model.modeling import settings_of, upcast_score
+from alignkit.reward_model.modeling import prepare_to_share, settings_of, upcast_score
 from alignkit.reward_model.preparation import DataPreparation, DataSettings
 from alignkit.reward_model.training_metrics import add_step, named_metrics
 
@@ -135,6 +135,8 @@ class MultiHeadRewardTrainer(RewardTrainer):
             )
         upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
         keep_cpu_4bit_gradients_right(self.model)
+        shares = args.share_prefix and prepare_to_share(self.model)
+        self._sharing = {"share_prefix": True, "max_packed_tokens": args.max_packed_tokens} if shares else {}
         if data_collator is None:
             # The parent has made a number of "auto".
             multiple: int | None = args.pad_to_multiple_of  # type: ignore[assignment]
@@ -208,6 +210,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
             attention_mask=inputs["attention_mask"],
             use_cache=False,
             encode_batch_size=self.args.encode_batch_size,
+            **self._sharing,
         )
         if self.model.training:
             objective = self.compute_reward_loss(

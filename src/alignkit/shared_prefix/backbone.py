@@ -42,7 +42,9 @@ def share_prefix(model: nn.Module) -> None:
             return self.forward_whole_rows(*args, **kwargs)
         options = {name: kwargs[name] for name in kwargs if name not in ("input_ids", "attention_mask", "use_cache")}
         options["position_ids"] = packed.position_ids
-        outputs = self.forward_whole_rows(packed.input_ids, attention_mask=_masks(self, packed), use_cache=False, **options)
+        outputs = self.forward_whole_rows(
+            packed.input_ids, attention_mask=_masks(self, packed), use_cache=False, **options
+        )
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (R * W, H)
         index = packed.index.to(hidden.device)
         return BaseModelOutputWithPast(
