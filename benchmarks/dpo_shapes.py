@@ -104,10 +104,10 @@ class Lengths:
 
 
 # Prompts of TAT-QA in tokens (median 460, two in three over the limit of the low-memory preset) and short answers.
-TATQA = Lengths("TAT-QA lengths", (200, 700), (5, 25), pairs=4, batches=3, longest_prompt=384)
-SHORT = Lengths("512/16", (512, 512), (16, 16), pairs=2)
+TATQA = Lengths("TAT-QA lengths", (200, 700), (5, 25), pairs=4, batches=2, longest_prompt=384)
+SHORT = Lengths("512/16", (512, 512), (16, 16), pairs=1)
 LONG = Lengths("512/512", (512, 512), (512, 512), pairs=1)
-RAGGED = Lengths("ragged 512/512", (64, 512), (64, 512), pairs=2, batches=3)
+RAGGED = Lengths("ragged 512/512", (64, 512), (64, 512), pairs=2, batches=2)
 
 
 @dataclass(frozen=True)
@@ -137,32 +137,34 @@ class Workload:
     memory: Lengths
 
 
+# So small that a step's time is that of everything else.
+SMALLEST = Shape("Qwen 3", 512, hidden_size=16, layers=1, intermediate_size=16, heads=1, kv_heads=1, head_dim=16)
 BETAS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
 FULL = Workload(
     backbones=(Shape("Qwen 3", 512), Shape("Gemma 3", 512)),
     with_head=Shape("Qwen 3", 32_768),
-    every_length=(TATQA, SHORT, LONG, RAGGED),
-    head_lengths=(replace(TATQA, pairs=2), replace(SHORT, pairs=1), LONG),
+    every_length=(replace(TATQA, pairs=2), SHORT, LONG, RAGGED),
+    head_lengths=(replace(TATQA, pairs=2), SHORT),
     turns=3,
-    sweep=replace(TATQA, pairs=2, batches=3),
+    sweep=replace(TATQA, pairs=2),
     betas=BETAS,
     reward_prompt=512,
     reward_completion=64,
     reward_prompts=1,
     memory=TATQA,
 )
-_TOY: dict[str, Any] = {"hidden_size": 64, "layers": 2, "intermediate_size": 96, "heads": 2, "kv_heads": 1}
-_TOY_ROWS = Lengths("toy", (24, 60), (4, 12), pairs=2, batches=2, longest_prompt=40)
+TOY = Shape("Qwen 3", 512, hidden_size=64, layers=2, intermediate_size=96, heads=2, kv_heads=1)
+TOY_ROWS = Lengths("toy", (24, 60), (4, 12), pairs=2, batches=2, longest_prompt=40)
 QUICK = Workload(
-    backbones=(Shape("Qwen 3", 512, **_TOY), Shape("Gemma 3", 512, sliding_window=16, **_TOY)),
-    with_head=Shape("Qwen 3", 2048, **_TOY),
-    every_length=(_TOY_ROWS, replace(SHORT, name="40/8", prompt=(40, 40), completion=(8, 8))),
-    head_lengths=(_TOY_ROWS,),
+    backbones=(TOY, replace(TOY, family="Gemma 3", sliding_window=16)),
+    with_head=replace(TOY, vocab_size=2048),
+    every_length=(TOY_ROWS, replace(SHORT, name="512/512", prompt=(40, 40), completion=(8, 8))),
+    head_lengths=(TOY_ROWS,),
     turns=1,
-    sweep=_TOY_ROWS,
+    sweep=TOY_ROWS,
     betas=BETAS[:2],
     reward_prompt=40,
     reward_completion=8,
     reward_prompts=1,
-    memory=_TOY_ROWS,
+    memory=TOY_ROWS,
 )

@@ -1,11 +1,10 @@
 """Trainers of the DPO benchmark, and what is counted while they run."""
 
 import contextlib
-import copy
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from unittest.mock import patch
 
 import torch
@@ -23,6 +22,7 @@ from alignkit import ScheduledDPOConfig, ScheduledDPOTrainer
 from alignkit.tasks.toy import byte_tokenizer
 
 Side = Literal["TRL", "alignkit", "alignkit, unshared"]
+SIDES: tuple[Side, ...] = get_args(Side)
 # Longer than every row, and not None, under which TRL keys its precomputed log-probabilities otherwise.
 MAX_LENGTH = 2048
 # The log-probability of 512 tokens is known to 2e-4 nats in float32; its share of the loss must stay below 1e-5.
@@ -197,8 +197,3 @@ def host_waits(trainer: DPOTrainer) -> dict[str, int]:
     trainer.args.max_steps = 2
     trainer.train()
     return dict(waits.by_package)
-
-
-def copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Another model with weights of its own."""
-    return copy.deepcopy(model)

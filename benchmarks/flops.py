@@ -1,8 +1,8 @@
 """Floating-point operations of real training steps, as torch dispatches them.
 
-Torch's own counter, with what it lacks: products that are added in place, attention on a CPU, and masks. A pair of query
-and key counts where the mask lets one attend to the other; what a kernel computes beyond that and throws away is no
-part of the work.
+Torch's own counter, with what it lacks: products that are added in place, attention on a CPU, and masks. A pair of
+query and key counts where the mask lets one attend to the other; what a kernel computes beyond that and throws away is
+no part of the work.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 aten = torch.ops.aten
-# Products of the size of the scores: forward the scores and the values; backward the scores again, and the gradients of
-# values, weights, queries and keys. As torch counts them.
+# Products with the scores' pairs, as torch counts them: forward the scores and the values; backward the scores again,
+# and the gradients of values, weights, queries and keys.
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",

@@ -120,3 +120,8 @@ def raw_times(times: dict[str, StepTimes]) -> dict[str, dict[str, list[float]]]:
 def ratios(top: list[float], bottom: list[float]) -> list[float]:
     """Turn by turn."""
     return [a / b for a, b in zip(top, bottom, strict=True)]
+
+
+def rounds(times: list[float], n: int) -> list[float]:
+    """Sums of n times after each other, where n turns are one round over the batches."""
+    return [sum(times[start : start + n]) for start in range(0, len(times), n)]

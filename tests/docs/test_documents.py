@@ -59,6 +59,15 @@ def test_the_code_of_the_es_lora_page_runs(tmp_path, monkeypatch, capsys):
     assert 0 <= float(reward) <= 1 and shape == "torch.Size([4, 2, 7])"
 
 
+def test_the_code_of_the_tatqa_page_runs(capsys):
+    namespace: dict = {}
+    for block in python_blocks("docs/tatqa.md"):
+        exec(block, namespace)
+    # F1 of one year of two is 2 · 1 · 0.5 / 1.5 = 0.67, and the mean with the right answer 83.5.
+    assert capsys.readouterr().out.splitlines()[-1].startswith("50.0 83.5 [0.0, ")
+    assert namespace["pairs"]["chosen"] == [" -12.6 million", " 2019\n2018"]
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -67,6 +76,7 @@ def test_the_code_of_the_es_lora_page_runs(tmp_path, monkeypatch, capsys):
         "docs/reward_model.md",
         "docs/kl_barrier.md",
         "docs/es_lora.md",
+        "docs/tatqa.md",
         "examples/README.md",
         "benchmarks/README.md",
     ],

@@ -1,11 +1,17 @@
 """Every example starts under `accelerate launch`, trains a few steps on the CPU, and leaves what it says it leaves."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from alignkit.evaluation.comparison import analyse
+from alignkit.evaluation.results import read_results
+from alignkit.evaluation.tatqa_rules import ANSWER_TYPES
+from alignkit.tasks.tatqa import CORRUPTIONS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL_FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
@@ -78,7 +84,7 @@ def test_every_example_is_tested_and_in_the_index():
     data_modules = {"author_passages", "story_rounds", "story_style", "es_comparison", "es_report", "countdown_start"}
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - data_modules
     index = (EXAMPLES / "README.md").read_text("utf-8")
-    assert scripts == {*ON_DATA, *WITHOUT_DATA, "reward_quickstart"}
+    assert scripts == {*ON_DATA, *WITHOUT_DATA, "reward_quickstart", "dpo_tatqa"}
     assert [script for script in scripts if f"{script}.py" not in index] == []
 
 
@@ -98,6 +104,39 @@ def test_the_example_without_data_trains_a_few_steps_and_writes_its_files(exampl
 def test_the_quickstart_passes_its_checks_without_data(tmp_path):
     process = launch("reward_quickstart", "--steps", "2", "--output", str(tmp_path), ALIGNKIT_DATA="")
     check(process, tmp_path, [*MODEL_FILES, "scores.png", "probe.png"])
+
+
+def launch_tatqa(data_dir: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The example that takes model and data from the hub, with those of the data folder in their place."""
+    model = str(data_dir / "models" / "stories260K")
+    arguments = ("--model", model, "--no_chat", *arguments, "--output_dir", str(folder))
+    return launch("dpo_tatqa", *arguments, ALIGNKIT_DATA=str(data_dir))
+
+
+def test_two_seeds_of_the_tatqa_example_are_one_setting_with_a_baseline_each(data_dir, tmp_path):
+    for seed in ("0", "1"):
+        arguments = [*TWO_STEPS, "--limit", "1", "--max_new_tokens", "4", "--max_length", "512", "--seed", seed]
+        check(launch_tatqa(data_dir, tmp_path, *arguments), tmp_path, ["results.jsonl"])
+    results = read_results(tmp_path / "results.jsonl")
+    of_one_seed = [(kind, metric) for metric in ("exact_match", "f1", "scale") for kind in ("baseline", "run")]
+    assert [(result.kind, result.metric) for result in results] == 2 * of_one_seed
+    assert len({frozenset(result.items) for result in results}) == 1
+    assert all((tmp_path / result.run / "adapter_model.safetensors").is_file() for result in results[1::2])
+    (setting,) = analyse(results).experiment.settings
+    assert [run.seed for run in setting.runs] == [0, 1]
+
+
+def test_the_tables_of_the_tatqa_page_are_what_the_example_prints(data_dir, tmp_path):
+    process = launch_tatqa(data_dir, tmp_path, "--pairs_only")
+    check(process, tmp_path, [])
+    printed = [re.findall(r"[\w.-]+", row) for row in process.stdout.splitlines() if re.match("│ [a-z]", row)]
+    page = (EXAMPLES.parent / "docs" / "tatqa.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("| ")]
+    figures = {row[0]: [cell for cell in row if re.fullmatch(r"[\d.]+", cell)] for row in rows if len(row) == 4}
+    assert len(printed) == len([*ANSWER_TYPES, "all", *CORRUPTIONS])
+    assert [row[1:3] for row in printed] == [figures[row[0]] for row in printed]
+    for unit, accuracy in re.findall(r"by length alone, in (\w+): ([\d.]+)", process.stdout):
+        assert f"**{accuracy}** by {unit}" in " ".join(page.replace("of the pairs", "").split())
 
 
 @pytest.mark.parametrize("example", ON_DATA)

@@ -14,6 +14,7 @@ import yaml
 from alignkit.evaluation.results import Result, read_results
 from alignkit.experiments.spec import read_experiment
 from alignkit.experiments.status import states
+from tests.experiments.conftest import TRAINING
 
 SCRIPT = Path(__file__).parent / "run_experiment.py"
 DEADLINE_S = 300
@@ -50,27 +51,34 @@ def scores(folder: str | Path) -> dict[tuple[str, str], Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, model: str) -> dict[str, Any]:
-    """The specification of an experiment of two runs, and what it gives when nothing disturbs it."""
-    from tests.experiments.conftest import TRAINING
+@pytest.fixture
+def base(tmp_path: Path, model: str) -> dict[str, Any]:
+    """The specification of an experiment of two runs of 40 steps and eight checkpoints."""
+    return specification(tmp_path, model)
 
-    folder = tmp_path_factory.mktemp("whole")
-    spec = {
+
+def specification(folder: Path, model: str) -> dict[str, Any]:
+    return {
         **{"name": "tiny", "method": "dpo", "task": "tests.experiments.tiny_task:task", "model": model},
         "output_dir": str(folder / "out"),
         "training": {**TRAINING, "max_steps": 40, "save_steps": 5, "save_total_limit": 2},
         "lora": {"r": 2},
         "grid": {"beta": [0.1, 0.4]},
     }
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
+    """The folder of such an experiment that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "spec.yaml").write_text(yaml.safe_dump(specification(folder, model)))
     said = finish(folder / "spec.yaml")
     assert "tiny: 3 finished, 0 failed; results are in" in said
-    return spec
+    return folder / "out"
 
 
 def test_one_tokenisation_and_one_reference_pass_serve_all_runs(whole):
-    folder = Path(whole["output_dir"])
+    folder = whole
     logs = [path.read_text() for path in sorted(folder.glob("runs/[!b]*/log.txt"), key=lambda p: p.stat().st_mtime)]
     assert ["Tokenizing train dataset" in log for log in logs] == [True, False]
     assert ["Tokenizing eval dataset" in log for log in logs] == [True, False]
@@ -82,8 +90,8 @@ def test_one_tokenisation_and_one_reference_pass_serve_all_runs(whole):
     assert all(path.stat().st_mtime_ns < second.stat().st_mtime_ns for path in files)
 
 
-def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_records(whole, write, tmp_path):
-    spec = write({**whole, "output_dir": str(tmp_path / "out")})
+def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_records(whole, base, write, tmp_path):
+    spec = write(base)
     folder = tmp_path / "out"
     for moment in ("runs/baseline*/facts.json", "runs/[!b]*/trainer/checkpoint-10/complete.json"):
         experiment = start(spec)
@@ -95,22 +103,22 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_records(whol
     experiment.kill()
     experiment.wait()
     finish(spec)
-    assert scores(folder) == scores(whole["output_dir"])
+    assert scores(folder) == scores(whole)
 
 
-def test_a_run_that_is_killed_goes_on_from_its_checkpoint_and_ends_in_the_same_records(whole, write, tmp_path):
-    spec = write({**whole, "output_dir": str(tmp_path / "out")})
+def test_a_run_that_is_killed_goes_on_from_its_checkpoint_and_ends_in_the_same_records(whole, base, write, tmp_path):
+    spec = write(base)
     experiment = start(spec)
     run = wait_for(tmp_path / "out", "runs/[!b]*/trainer/checkpoint-10/complete.json").parents[2]
     children = subprocess.run(["pgrep", "-P", str(experiment.pid)], capture_output=True, text=True, check=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     assert experiment.wait(DEADLINE_S) == 0
     assert f"{run.name} was killed by SIGKILL; it is resumed" in spec.with_suffix(".log").read_text()
-    assert scores(tmp_path / "out") == scores(whole["output_dir"])
+    assert scores(tmp_path / "out") == scores(whole)
 
 
-def test_ctrl_c_ends_the_runs_too_and_says_what_is_done(whole, write, tmp_path):
-    spec = write({**whole, "output_dir": str(tmp_path / "out")})
+def test_ctrl_c_ends_the_runs_too_and_says_what_is_done(whole, base, write, tmp_path):
+    spec = write(base)
     experiment = start(spec)
     wait_for(tmp_path / "out", "runs/[!b]*/trainer/checkpoint-5/complete.json")
     children = subprocess.run(["pgrep", "-P", str(experiment.pid)], capture_output=True, text=True, check=True)
@@ -124,11 +132,11 @@ def test_ctrl_c_ends_the_runs_too_and_says_what_is_done(whole, write, tmp_path):
             os.kill(child, 0)
     assert [state for _, state in states(read_experiment(spec))] == ["finished", "interrupted", "to do"]
     finish(spec)
-    assert scores(tmp_path / "out") == scores(whole["output_dir"])
+    assert scores(tmp_path / "out") == scores(whole)
 
 
-def test_two_experiments_on_one_folder_share_the_runs_and_lose_no_line(whole, write, tmp_path):
-    short = {**whole, "output_dir": str(tmp_path / "out"), "training": {**whole["training"], "max_steps": 2}}
+def test_two_experiments_on_one_folder_share_the_runs_and_lose_no_line(base, write, tmp_path):
+    short = {**base, "training": {**base["training"], "max_steps": 2}}
     one, two = (start(write(short, name)) for name in ("one.yaml", "two.yaml"))
     codes = [one.wait(DEADLINE_S), two.wait(DEADLINE_S)]
     said = [(tmp_path / name).read_text() for name in ("one.log", "two.log")]
@@ -137,10 +145,10 @@ def test_two_experiments_on_one_folder_share_the_runs_and_lose_no_line(whole, wr
     assert all("tiny: 3 finished, 0 failed" in text for text in said)
 
 
-def test_a_crash_in_one_run_is_recorded_and_leaves_the_others_alone(whole, write, tmp_path, monkeypatch):
+def test_a_crash_in_one_run_is_recorded_and_leaves_the_others_alone(base, write, tmp_path, monkeypatch):
     monkeypatch.setenv("CRASH_ON_SEED", "7")
-    spec = {**whole, "output_dir": str(tmp_path / "out"), "task": "tests.experiments.tiny_task:crashing"}
-    spec |= {"seeds": [7, 8], "training": {**whole["training"], "max_steps": 1}, "baselines": {"seeds": [0]}}
+    spec = {**base, "task": "tests.experiments.tiny_task:crashing"}
+    spec |= {"seeds": [7, 8], "training": {**base["training"], "max_steps": 1}, "baselines": {"seeds": [0]}}
     del spec["grid"]
     finish(write(spec), code=1)
     failed, *_ = [line for line in read_results(tmp_path / "out" / "results.jsonl") if line.status == "failed"]
@@ -149,21 +157,21 @@ def test_a_crash_in_one_run_is_recorded_and_leaves_the_others_alone(whole, write
     assert {run.rpartition("-")[2] for run, _ in scores(tmp_path / "out")} == {"seed0", "seed8"}
 
 
-def launched(whole: dict[str, Any], folder: Path, launch: dict[str, Any]) -> dict[str, Any]:
-    changed = {**whole, "output_dir": str(folder / "out"), "launch": launch}
-    return {**changed, "training": {**whole["training"], "max_steps": 2, "save_steps": 1}, "grid": {"beta": [0.1]}}
+def launched(base: dict[str, Any], launch: dict[str, Any]) -> dict[str, Any]:
+    training = {**base["training"], "max_steps": 2, "save_steps": 1}
+    return {**base, "launch": launch, "training": training, "grid": {"beta": [0.1]}}
 
 
 def only_run(folder: Path) -> list[Result]:
     return [line for line in read_results(folder / "results.jsonl") if line.kind == "run"]
 
 
-def test_accelerate_launch_trains_one_run_in_two_processes_and_writes_each_line_once(whole, write, tmp_path):
+def test_accelerate_launch_trains_one_run_in_two_processes_and_writes_each_line_once(base, write, tmp_path):
     config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "use_cpu": True}
     config |= {"num_processes": 2, "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}
     (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(config))
     launch = {"config_file": str(tmp_path / "accelerate.yaml"), "main_process_port": 29571}
-    spec = launched(whole, tmp_path, launch)
+    spec = launched(base, launch)
     spec["training"]["per_device_train_batch_size"] = 2
     finish(write(spec), "launch")
     alone = {**spec, "output_dir": str(tmp_path / "alone")}
@@ -176,23 +184,11 @@ def test_accelerate_launch_trains_one_run_in_two_processes_and_writes_each_line_
         assert two[0].items[item] == pytest.approx(score, abs=1e-5)
 
 
-def test_a_job_of_a_cluster_carries_out_a_run(whole, write, tmp_path):
-    spec = launched(whole, tmp_path, {"executor": "local", "timeout_min": 5})
+def test_a_job_of_a_cluster_carries_out_a_run(base, write, tmp_path):
+    spec = launched(base, {"executor": "local", "timeout_min": 5})
     said = finish(write(spec), "launch")
     assert "tiny: 2 finished, 0 failed" in said
     assert list((tmp_path / "out" / "cluster").iterdir())
     plain = {**spec, "output_dir": str(tmp_path / "plain")}
     finish(write(plain, "plain.yaml"))
     assert scores(tmp_path / "out") == scores(tmp_path / "plain")
-
-
-def test_a_job_that_is_lost_is_submitted_again(whole, write, tmp_path):
-    spec = launched(whole, tmp_path, {"executor": "local", "timeout_min": 5})
-    spec["training"]["max_steps"] = 40
-    path = write(spec)
-    experiment = start(path, "launch")
-    run = wait_for(tmp_path / "out", "runs/[!b]*/trainer/checkpoint-5/complete.json").parents[2]
-    found = subprocess.run(["pgrep", "-f", f"run_one {run}"], capture_output=True, text=True, check=True)
-    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
-    assert experiment.wait(DEADLINE_S) == 0
-    assert f"{run.name} was killed by SIGKILL; it is resumed" in path.with_suffix(".log").read_text()

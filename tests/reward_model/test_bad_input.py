@@ -268,6 +268,7 @@ def test_a_positive_that_is_also_a_negative_of_its_head(refused):
         ({"on_conflict": "ignore"}, r"on_conflict is 'ignore'; choose one of"),
         ({"negatives_per_tier": 0}, "negatives_per_tier is 0; it must be at least 1"),
         ({"encode_batch_size": 0}, "encode_batch_size is 0; it must be at least 1"),
+        ({"max_packed_tokens": 0}, "max_packed_tokens is 0; it must be at least 1"),
         ({"stream_retries": -1}, "stream_retries is -1; it must be at least 0"),
         ({"score_softcap": 0.0}, "score_softcap is 0.0; it must be above 0, or None"),
         ({"regularizer_weight": math.nan}, "regularizer_weight is nan; it must be finite, 0 or more"),

@@ -26,7 +26,7 @@ def train_both(make_trainer, quiet_settings, tmp_path):
             train_dataset=pairs(margins),
             processing_class=byte_tokenizer(),
         )
-        ours = make_trainer(["reward"], pairs(margins), **settings)
+        ours = make_trainer(["reward"], pairs(margins), share_prefix=False, **settings)
         for trainer in (parent, ours):
             trainer.train()
         return ours, parent

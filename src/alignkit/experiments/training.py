@@ -57,8 +57,8 @@ def measure(folder: RunFolder) -> list[Result] | None:
             _remove_unfinished_checkpoints(folder)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     held_out = held_out_loss(trainer) if is_run else None
-    model = model_to_measure(trainer, config, folder)
-    if not is_first:
+    model = model_to_measure(trainer, config, folder, is_first=is_first)
+    if model is None:
         return None
     scores = scores_of(model, trainer, config)
     common = {
@@ -162,8 +162,10 @@ def held_out_loss(trainer: ScheduledDPOTrainer) -> float | None:
     return last.get("eval_loss")
 
 
-def model_to_measure(trainer: ScheduledDPOTrainer, config: dict[str, Any], folder: RunFolder) -> Any:
-    """The trained model, whole and in evaluation mode, after the other processes of the run were let go."""
+def model_to_measure(
+    trainer: ScheduledDPOTrainer, config: dict[str, Any], folder: RunFolder, *, is_first: bool
+) -> Any:
+    """The trained model, whole and in evaluation mode, in the first process; None in the others, which may end."""
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     saved = folder.path / "model"
     if is_sharded or config["keep_model"]:
@@ -171,10 +173,12 @@ def model_to_measure(trainer: ScheduledDPOTrainer, config: dict[str, Any], folde
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if not is_first:
+        return None
     if is_sharded:
         settings: Any = trainer.args.model_init_kwargs or {}  # a string only before the config has parsed it
         loaded: Any = AutoModelForCausalLM.from_pretrained(saved, **settings)
-        if not config["keep_model"] and trainer.args.process_index == 0:
+        if not config["keep_model"]:
             shutil.rmtree(saved)
         return loaded.to(trainer.args.device).eval()
     # Without the wrapper that mixed precision puts around a model that is trained: a baseline has none.

@@ -152,7 +152,7 @@ def add_reward_forward(model: PreTrainedModel, *, score_softcap: float | None = 
 
 
 def prepare_to_share(model: nn.Module) -> bool:
-    """Let a reward model's forward take `share_prefix=True`. One that cannot says why in the log, and False comes back."""
+    """Let a reward model's forward take `share_prefix=True`; one that cannot says why in the log and gives False."""
     if (reason := why_not_shared(model)) is not None:
         logger.warning(f"Common prefixes are computed once for each text: {reason}")
         return False
@@ -217,22 +217,23 @@ def _score_in_chunks(
         if packed is None:
             return _score_last_tokens(model, ids, mask, None, **kwargs).logits
         backbone = getattr(model, model.base_model_prefix)
-        return _apply_score(model, backbone(packed=packed, **kwargs).last_hidden_state[:, 0])
+        return _apply_score(model, backbone(ids, packed=packed, **kwargs).last_hidden_state[:, 0])
 
     ends = (last_positions(attention_mask) + 1).cpu()
-    order = ends.argsort(descending=True)
-    pack: Any = lambda rows: None  # noqa: E731
-    if share_prefix:
-        texts = _texts(input_ids, attention_mask)
-        pack = functools.partial(_pack_texts, model, texts, max_packed_tokens)
-        if pack(range(len(texts))) is not None:
-            order = torch.tensor(sorted(range(len(texts)), key=texts.__getitem__))  # what begins alike stays together
+    pack = functools.partial(_pack_texts, max_packed_tokens=max_packed_tokens, cost=row_cost(model))
+    texts = _texts(input_ids, attention_mask) if share_prefix else []
+    if len(texts) > chunk_size and pack(texts) is not None:
+        order = torch.tensor(sorted(range(len(texts)), key=texts.__getitem__))  # what begins alike stays together
+    else:
+        order = ends.argsort(descending=True)
     # The longest first, so that a batch too large fails at once.
     chunks = sorted(order.split(chunk_size), key=lambda rows: -int(ends[rows].max()))
     scores = []
     for rows in chunks:
         length = int(ends[rows].max())
-        chunk = input_ids[rows, :length], attention_mask[rows, :length], pack(rows.tolist())
+        packed = pack([texts[row] for row in rows]) if share_prefix else None
+        packed = None if packed is None else packed.to(input_ids.device)
+        chunk = input_ids[rows, :length], attention_mask[rows, :length], packed
         if torch.is_grad_enabled() and len(chunks) > 1:
             scores.append(checkpoint(score_chunk, *chunk, use_reentrant=False))
         else:
@@ -246,14 +247,9 @@ def _texts(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
     return [[token for token, is_real in zip(ids, mask, strict=True) if is_real] for ids, mask in both]
 
 
-def _pack_texts(
-    model, texts: Sequence[Sequence[int]], max_packed_tokens: int | None, rows: Sequence[int]
-) -> PackedRows | None:
-    """Packed rows that answer with the last token of some of the texts, or None where nothing is shared."""
-    chosen = [texts[row] for row in rows]
-    ends = [len(text) - 1 for text in chosen]
-    packed = pack_rows(chosen, ends, width=1, max_packed_tokens=max_packed_tokens, cost=row_cost(model))
-    return None if packed is None else packed.to(next(model.parameters()).device)
+def _pack_texts(texts: Sequence[Sequence[int]], **settings: Any) -> PackedRows | None:
+    """Packed rows that answer with the last token of each text, or None where nothing is shared."""
+    return pack_rows(texts, [len(text) - 1 for text in texts], width=1, **settings)
 
 
 def _run_backbone(model, input_ids, attention_mask, position_ids, **kwargs):

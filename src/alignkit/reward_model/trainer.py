@@ -135,8 +135,9 @@ class MultiHeadRewardTrainer(RewardTrainer):
             )
         upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
         keep_cpu_4bit_gradients_right(self.model)
-        shares = args.share_prefix and prepare_to_share(self.model)
-        self._sharing = {"share_prefix": True, "max_packed_tokens": args.max_packed_tokens} if shares else {}
+        self._encoding: dict[str, Any] = {"encode_batch_size": args.encode_batch_size}
+        if args.share_prefix and prepare_to_share(self.model):
+            self._encoding.update(share_prefix=True, max_packed_tokens=args.max_packed_tokens)
         if data_collator is None:
             # The parent has made a number of "auto".
             multiple: int | None = args.pad_to_multiple_of  # type: ignore[assignment]
@@ -206,11 +207,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-            encode_batch_size=self.args.encode_batch_size,
-            **self._sharing,
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **self._encoding
         )
         if self.model.training:
             objective = self.compute_reward_loss(

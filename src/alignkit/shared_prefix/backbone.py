@@ -33,7 +33,7 @@ def share_prefix(model: nn.Module) -> None:
     backbone: Any = inner_model(model).base_model
     if hasattr(backbone, "forward_whole_rows"):
         return
-    # An attribute, because a deep copy of the model binds it to the copy; a variable of the closure would run this one.
+    # An attribute, which a deep copy of the model binds to the copy; a variable of the closure would run this one.
     backbone.forward_whole_rows = backbone.forward
 
     @functools.wraps(type(backbone).forward)
