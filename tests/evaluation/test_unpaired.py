@@ -51,3 +51,13 @@ def test_welch_without_variance_or_items_is_an_error() -> None:
         unpaired_comparison(Summary(1, 1, 1.0), Summary(2, 5, 1.0))
     with pytest.raises(ValueError, match="no proportion"):
         unpaired_comparison(Summary(math.nan, 5), Summary(0.5, 5))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_p_with_seeds_is_one_in_twenty_where_the_interval_ends_at_zero(sign):
+    narrow, wide = sorted((sign * 0.04, sign * 0.3))
+    reach, n_seeds, freedom = 0.08, 4, 6  # √(0.06² + 0.08²) = 0.1
+    spread = SeedSpread(reach * math.sqrt(n_seeds) / float(stats.t.ppf(0.975, freedom)), freedom)
+    found = widen_by_seeds(UnpairedComparison(sign * 0.1, (narrow, wide), 1e-6), spread, n_seeds)
+    assert min(map(abs, found.interval)) == pytest.approx(0, abs=1e-12)
+    assert found.p == pytest.approx(0.05)

@@ -5,12 +5,12 @@ from alignkit.experiments.history import MOST_ROWS, final_training_loss, trimmed
 
 def test_rows_keep_the_curves_and_lose_times_and_the_rest():
     log = [
-        {"loss": 0.7, "logratio/margin": 0.1, "entropy": 2.0, "step": 1, "epoch": 0.5},
+        {"loss": 0.7, "logratio/chosen": 0.3, "logratio/margin": 0.1, "entropy": 2.0, "step": 1, "epoch": 0.5},
         {"eval_loss": 0.6, "eval_runtime": 3.0, "eval_dev_rewards/margins": 0.2, "step": 1, "epoch": 0.5},
         {"train_runtime": 9.0, "train_loss": 0.7, "step": 1, "epoch": 0.5},
     ]
     assert trimmed(log) == [
-        {"loss": 0.7, "logratio/margin": 0.1, "step": 1, "epoch": 0.5},
+        {"loss": 0.7, "logratio/chosen": 0.3, "logratio/margin": 0.1, "step": 1, "epoch": 0.5},
         {"eval_loss": 0.6, "eval_dev_rewards/margins": 0.2, "step": 1, "epoch": 0.5},
     ]
 

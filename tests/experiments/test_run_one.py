@@ -69,6 +69,12 @@ def test_a_run_leaves_one_record_for_each_item_set_with_all_that_led_to_it(make_
     assert "eval_loss" in first.history[-1] and "eval_runtime" not in first.history[-1]
 
 
+def test_a_baseline_is_measured_where_the_training_asks_for_evaluations(make_folder, tmp_path):
+    carry_out(make_folder(kind="baseline", training={**TRAINING, "eval_strategy": "epoch"}))
+    start, _ = read_results(tmp_path / "results.jsonl")
+    assert start.eval_loss is None and start.status == "finished"
+
+
 def test_training_changes_the_scores_and_a_baseline_is_the_start_model(make_folder, tmp_path):
     carry_out(make_folder("start", kind="baseline", decoding={"do_sample": True, "temperature": 0.5}))
     carry_out(make_folder("other", kind="baseline", seed=4, decoding={"do_sample": True, "temperature": 0.5}))
@@ -101,7 +107,7 @@ def test_a_fresh_process_with_other_settings_finds_the_tokens_and_the_reference_
 def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(
     make_folder, tmp_path, monkeypatch, capsys
 ):
-    training = {**TRAINING, "max_steps": 4, "save_steps": 2, "save_total_limit": None}
+    training = {**TRAINING, "max_steps": 4, "save_steps": 2, "eval_strategy": "epoch"}  # of two steps
     carry_out(make_folder("whole", training=training))
     folder = interrupted(make_folder, monkeypatch, training)
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-2", "checkpoint-4"]
@@ -111,6 +117,7 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_
     carry_out(folder)
     assert capsys.readouterr().out.count("{'loss'") == 2
     whole, _, resumed, _ = read_results(tmp_path / "results.jsonl")
+    assert [row["step"] for row in resumed.history if "eval_loss" in row] == [2, 4]
     for name in ("items", "train_loss", "eval_loss", "history"):
         assert getattr(resumed, name) == getattr(whole, name), name
     assert resumed.wall_time_s > 0

@@ -240,6 +240,10 @@ def test_a_flat_record_has_the_prefix_lora_once():
     assert settings.flat() == {"beta": 0.2, "lora_r": 2, "lora_alpha": 4}
 
 
+def test_two_fields_of_a_lora_that_would_share_a_name_in_the_record_do_not():
+    assert Settings({}, {"bias": "all", "lora_bias": True}).flat() == {"lora_bias": "all", "lora_lora_bias": True}
+
+
 def test_a_file_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(OSError, match="nowhere"):
         read_experiment(tmp_path / "nowhere.yaml")

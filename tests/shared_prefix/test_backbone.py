@@ -9,6 +9,7 @@ from tests.shared_prefix.completions import (
     ARCHITECTURES,
     Rows,
     assert_sharing_changes_nothing,
+    cut_inputs,
     logps,
     pack,
     ragged_pairs,
@@ -69,6 +70,22 @@ def test_rows_attended_in_padded_batches_give_what_rows_attended_one_by_one_do(a
     monkeypatch.setattr("alignkit.shared_prefix.attention.rows_at_once", lambda device, n_rows: n_rows)
     assert [len(piece.keys) for piece in PathMask(packed).pieces] == [2, 4]
     torch.testing.assert_close(logps(model, rows, packed), expected, rtol=0, atol=1e-5)
+
+
+# A CPU has no backward for flex_attention.
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["flex_attention", "sdpa", "eager"])
+def test_on_a_gpu_log_probs_are_those_of_the_cpu_and_gradients_flow(attention):
+    rows = ragged_pairs()
+    expected = logps(tiny("Olmo3"), rows)
+    model = tiny("Olmo3", attention).cuda()
+    share_prefix(model)
+    packed = pack(model, rows).to("cuda")
+    inputs = {name: tensor.cuda() for name, tensor in cut_inputs(rows).items()}
+    log_probs = model(**inputs, packed=packed, fused_lm_head=True).log_probs[inputs["labels"][:, 1:] != -100]
+    torch.testing.assert_close(log_probs.cpu(), expected, rtol=0, atol=2e-3)  # matrix products in TF32 or so
+    log_probs.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
 def test_a_token_that_a_completion_does_not_build_on_does_not_move_it():

@@ -33,8 +33,8 @@ def test_a_pair_of_five_and_four_tokens_with_three_in_common_worked_by_hand():
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
     assert packed.owner.tolist() == [[0, 0, 0, 0, 0, 1]]
     assert packed.paths.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 5]]
-    assert (packed.n_whole, packed.lengths, packed.own) == (1, (5, 4), (5, 1))
-    assert packed.late_queries.tolist() == [[5]]
+    assert (packed.n_first, packed.n_whole, packed.lengths, packed.own) == (1, 1, (5, 4), (5, 1))
+    assert packed.own_queries.tolist() == [[5]]
     assert packed.index.tolist() == [[2, 3, 4], [2, 5, 5]]
 
 

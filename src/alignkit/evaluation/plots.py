@@ -59,8 +59,8 @@ def pareto(points: Sequence[Point], general_label: str, task_label: str) -> byte
     axes.tick_params(labelsize=8)
     axes.margins(0.12)
     handles = [
-        _key(FRONT, "o", "none is better in both"),
-        _key(BEHIND, "X", "another is better in both"),
+        _key(FRONT, "o", "none is at least as good in both"),
+        _key(BEHIND, "X", "another is at least as good in both"),
         _key("0.25", "s", "baseline"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)

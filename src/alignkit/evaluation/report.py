@@ -12,6 +12,7 @@ from alignkit.evaluation.pictures import curves_picture, pareto_pictures
 from alignkit.evaluation.settings import ABSENT, Experiment, Setting, describe, show
 
 METHOD = [
+    ("Before:", "the baseline of the same seed, else the mean of all baselines under the same decoding."),
     ("Effect:", "the difference is outside the noise band, its 95 % interval excludes 0, and p ≤ 0.05 after Holm."),
     ("Harm:", "the same for the worse, but without Holm: to overlook one costs more than to look twice."),
     (
@@ -20,7 +21,7 @@ METHOD = [
         "Results without scores of items (summary) get an unpaired interval: Newcombe's for proportions, Welch's with "
         "a standard deviation.",
     ),
-    ("p:", "of the paired t-test, with several seeds of the same draws as the interval; d is Cohen's d for pairs."),
+    ("p:", "of the paired t-test, with several seeds of the same draws as the interval; d is Cohen's d over items, without seeds."),
     (
         "Holm:",
         "adjusts p for all settings on one measure, and for all rows of a block in the tables by field, where worse "

@@ -6,8 +6,8 @@ from typing import Any
 
 MOST_ROWS = 200  # of the training; evaluations are all kept
 KEPT = (
-    *("loss", "logratio/margin", "logratio/accuracy", "rewards/margins", "rewards/accuracies", "kl/reverse_on_data"),
-    *("beta", "learning_rate", "grad_norm"),
+    *("loss", "logratio/chosen", "logratio/margin", "logratio/accuracy", "rewards/margins", "rewards/accuracies"),
+    *("kl/reverse_on_data", "beta", "learning_rate", "grad_norm"),
 )
 EVAL = "eval_"
 

@@ -77,8 +77,14 @@ def fitted_setting(key: str, value: Any, where: str) -> Any:
 
 
 def lora_fields(lora: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of a LoRA by the names they have in a record: `r` -> `lora_r`, `lora_alpha` as it is."""
-    return {key if key.startswith("lora_") else f"lora_{key}": value for key, value in (lora or {}).items()}
+    """Fields of a LoRA by the names they have in a record: `r` -> `lora_r`, `lora_alpha` as it is.
+
+    `bias` takes the name `lora_bias`; the switch that PEFT calls so becomes `lora_lora_bias`.
+    """
+    named = {"lora_bias": "lora_lora_bias"}
+    return {
+        named.get(key, key if key.startswith("lora_") else f"lora_{key}"): value for key, value in (lora or {}).items()
+    }
 
 
 def grid_points(grid: Mapping[str, list[Any]]) -> Iterable[dict[str, Any]]:

@@ -112,13 +112,15 @@ def build_trainer(config: dict[str, Any], args: ScheduledDPOConfig, progress: "P
     }
     if "eval" in datasets:
         held_out = datasets["eval"]
-    is_run = config["kind"] == "run"
+    if config["kind"] == "baseline":
+        train = train.select(range(1))
+        held_out = train if held_out else None  # where `eval_strategy` asks for a set, there must be one
     set_seed(config["seed"])  # the adapter is drawn before the trainer seeds anything
     return ScheduledDPOTrainer(
         model=config["model"],
         args=args,
-        train_dataset=train if is_run else train.select(range(1)),
-        eval_dataset=(held_out or None) if is_run else None,
+        train_dataset=train,
+        eval_dataset=held_out or None,
         processing_class=load_tokenizer(config["model"], config["training"]),
         peft_config=None if config["lora"] is None else LoraConfig(**{"task_type": "CAUSAL_LM", **config["lora"]}),
         callbacks=[progress],
@@ -126,16 +128,34 @@ def build_trainer(config: dict[str, Any], args: ScheduledDPOConfig, progress: "P
 
 
 class Progress(TrainerCallback):
-    """Tells others how far a run is: `ready` when all runs can share its work, a mark in each whole checkpoint."""
+    """Tells others how far a run is: `ready` when all runs can share its work, a mark in each whole checkpoint.
+
+    The checkpoint of an epoch's last step is saved at the end of the epoch.
+    """
 
     def __init__(self, started: float, ready: Path):
         self.started, self.ready = started, ready
+        self.save_is_due = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
             self.ready.touch()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # What is logged and evaluated at the end of the epoch comes later, and a run that goes on from a checkpoint of
+        # its last step would leave it out.
+        if control.should_save and state.epoch is not None and state.epoch == int(state.epoch):
+            control.should_save, self.save_is_due = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.save_is_due:
+            control.should_save, self.save_is_due = True, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Called after all of the checkpoint is written, whatever trainers and callbacks add to it.

@@ -51,20 +51,26 @@ class PathMask(Tensor):
         at_once = rows_at_once(device, len(packed.paths))
         mask.pieces = []
         begins: list[int] = []  # of each path's first own token, less its position, among the outputs
-        n_outputs, n_whole = 0, packed.n_whole
+        in_window = window is None or window >= packed.paths.shape[1]
+        n_outputs, n_first = 0, packed.n_first
+        n_whole = packed.n_whole if in_window else n_first  # what needs a mask anyway, has one for fewer queries
+        shared = [length - own for length, own in zip(packed.lengths, packed.own, strict=True)]
         for first, last in [*_chunks(0, n_whole, at_once), *_chunks(n_whole, len(packed.paths), at_once)]:
-            keys = packed.paths[first:last, : max(packed.lengths[first:last])]
+            longest = max(packed.lengths[first:last])
             if first < n_whole:
-                queries = keys
-                in_window = window is None or window >= keys.shape[1]
-                reach = None if in_window else _in_reach(torch.arange(keys.shape[1], device=device), keys, window)
+                queries = keys = packed.paths[first:last, :longest]
+                columns = torch.arange(longest, device=device)
+                reach = None if window is None or window >= longest else _in_reach(columns, columns, window)
             else:
-                queries = packed.late_queries[first - n_whole : last - n_whole, : max(packed.own[first:last])]
-                reach = _in_reach(positions[queries], keys, window)[:, None]
+                begin = 0 if window is None else max(0, min(shared[first:last]) - window + 1)
+                keys = packed.paths[first:last, begin:longest]
+                queries = packed.own_queries[first - n_first : last - n_first, : max(packed.own[first:last])]
+                columns = torch.arange(begin, longest, device=device)
+                reach = _in_reach(positions[queries], columns, window)[:, None]
             mask.pieces.append(Piece(queries, keys, reach))
             for path in range(first, last):
-                shared = 0 if first < n_whole else packed.lengths[path] - packed.own[path]
-                begins.append(n_outputs + (path - first) * queries.shape[1] - shared)
+                skipped = 0 if first < n_whole else shared[path]
+                begins.append(n_outputs + (path - first) * queries.shape[1] - skipped)
             n_outputs += queries.numel()
         # Padding has the last owner and position 0, which a late path does not compute: any output will do.
         outputs = torch.tensor(begins, device=device)[packed.owner] + packed.position_ids
@@ -96,9 +102,9 @@ def _chunks(first: int, last: int, size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, last)) for begin in range(first, last, size)]
 
 
-def _in_reach(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """Which keys of a path queries at these positions attend to; what pads a path is past them all."""
-    columns, rows = torch.arange(keys.shape[1], device=keys.device), positions[..., None]
+def _in_reach(positions: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """Which columns of a path queries at these positions attend to; what pads a path is past them all."""
+    rows = positions[..., None]
     return columns <= rows if window is None else (columns <= rows) & (columns > rows - window)
 
 

@@ -51,10 +51,13 @@ class PackedRows:
         position_ids (`Tensor`, `(R, W)` int64): position of a token in its own row.
         owner (`Tensor`, `(R, W)` int64): the path that a token was laid out for, -1 in padding.
         paths (`Tensor`, `(D, T)` int64): flat index of the token at each position of each distinct row. Past the end
-            of a row it repeats the last token. The rows of which at least half is their own come first.
-        n_whole (`int`): number of those. Their attention is computed for the whole row, which needs no mask.
-        late_queries (`Tensor`, `(D - n_whole, L)` int64): flat index of the own tokens of the other rows, padded like
-            `paths`. Their attention is computed for these queries alone.
+            of a row it repeats the last token. The rows that share nothing with one before them come first, then the
+            others of which at least half is their own.
+        n_first (`int`): number of the former.
+        n_whole (`int`): number of both, whose attention is computed for the whole row, which needs no mask.
+        own_queries (`Tensor`, `(D - n_first, L)` int64): flat index of the own tokens of all but the first, padded
+            like `paths`. The attention of the rest, and of all of them in a sliding window, is computed for these
+            queries alone.
         lengths (`tuple[int, ...]`): number of tokens of each path.
         own (`tuple[int, ...]`): number of tokens that were laid out for each path; their sum is the number of tokens
             that are computed.
@@ -65,8 +68,9 @@ class PackedRows:
     position_ids: Tensor
     owner: Tensor
     paths: Tensor
+    n_first: int
     n_whole: int
-    late_queries: Tensor
+    own_queries: Tensor
     lengths: tuple[int, ...]
     own: tuple[int, ...]
     index: Tensor
@@ -208,7 +212,8 @@ def _lay_out(
             paths[row] = path
             used += own[row]
     # All queries against half of the square need no mask; own queries against all keys need one.
-    ordered = sorted(paths, key=lambda row: 2 * own[row] < len(row))
+    ordered = sorted(paths, key=lambda row: (own[row] < len(row)) + (2 * own[row] < len(row)))
+    n_first = sum(own[row] == len(row) for row in ordered)
     n_whole = sum(2 * own[row] >= len(row) for row in ordered)
     owner = torch.full(shape, -1)
     for number, row in enumerate(ordered):
@@ -218,8 +223,9 @@ def _lay_out(
         position_ids=position_ids,
         owner=owner,
         paths=_padded([paths[row] for row in ordered]),
+        n_first=n_first,
         n_whole=n_whole,
-        late_queries=_padded([paths[row][-own[row] :] for row in ordered[n_whole:]]),
+        own_queries=_padded([paths[row][-own[row] :] for row in ordered[n_first:]]),
         lengths=tuple(len(row) for row in ordered),
         own=tuple(own[row] for row in ordered),
         index=_positions_asked_for([paths[tuple(row)] for row in rows], starts, width),

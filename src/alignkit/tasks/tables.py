@@ -236,10 +236,6 @@ def _attend_backwards(attention: Any, heads: int, *, rope_theta: float) -> None:
         keys += [query * (angle.cos() - angle.sin()), query * (angle.cos() + angle.sin())]
     attention.q_proj.bias.copy_(torch.cat(queries))
     attention.k_proj.bias.copy_(torch.cat(keys))
-    dim = attention.head_dim
-    shared = attention.v_proj.weight[:dim].clone()
-    attention.v_proj.weight.copy_(shared.repeat(heads, 1))
-    attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     # Words count for less than positions in this layer, and for all in the others.
     attention.q_proj.weight.mul_(0.1)
     attention.k_proj.weight.mul_(0.1)
