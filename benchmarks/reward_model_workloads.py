@@ -186,7 +186,8 @@ def new_trainer(
     if heads is None:
         trainer = RewardTrainer(args=RewardConfig(**arguments, **settings), **shared)
     else:
-        args = MultiHeadRewardConfig(head_names=heads, **arguments, **settings)
+        # Shared prompts have a benchmark of their own, dpo.py.
+        args = MultiHeadRewardConfig(head_names=heads, **{"share_prefix": False, **arguments, **settings})
         trainer = MultiHeadRewardTrainer(args=args, negatives=negatives, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -59,8 +59,9 @@ def test_the_quick_benchmark_records_every_claim_after_finding_the_same_loss_and
             assert all(side["cpu_s"] for side in claim["raw"].values() if isinstance(side, dict))
     sweeps = [claim["also"]["reference_forwards"] for name, claim in claims.items() if "runs over beta" in name]
     assert [sum(forwards) for sweep in sweeps for side, forwards in sweep.items() if side != "TRL"] == [2, 2]
-    # What has no noise can be asserted at any shape.
-    assert all(claim["met"] for name, claim in claims.items() if "peak bytes" in name)
+    # What has no noise can be asserted at any shape; at a toy's the head's buffer is all that counts.
+    peaks = [claim for name, claim in claims.items() if "peak bytes" in name]
+    assert all(claim["median"] < 1 and claim["also"]["with_head_at_every_position"] < 0.65 for claim in peaks)
     assert record["overhead"]["host_waits"]["alignkit"].keys() == {"trl"}
     shapes = record["small_shapes" if record["gpu"] is None else "gpu_shapes"]
     assert all(shape["limit"] > 1 for shape in shapes.values())

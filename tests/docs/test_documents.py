@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.experiments.spec import read_experiment
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +92,17 @@ def test_the_readmes_file_map_is_the_package():
     named = {Path(path).name for path in re.findall(r"([\w/]+\.py)\b", text)}
     modules = {path.name for path in (ROOT / "src/alignkit").rglob("[!_]*.py")}
     assert modules <= named
+
+
+def test_the_code_and_the_files_of_the_sweeps_page_work(tmp_path, capsys):
+    for block in python_blocks("docs/sweeps.md"):
+        exec(block, {})
+    paired, _, corrected = capsys.readouterr().out.splitlines()
+    assert paired.startswith("+0.10 [") and paired.endswith("n 100")
+    assert corrected.startswith("[0.03, 0.06, 0.06] 0.606")
+    grid, search = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(grid)
+    assert len(read_experiment(spec).settings) == 7
+    spec.write_text(grid.partition("grid:")[0] + search)
+    assert read_experiment(spec).search.n_trials == 20

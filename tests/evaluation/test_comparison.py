@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from alignkit.evaluation.comparison import Analysis, analyse
 from alignkit.evaluation.pareto import pareto_points
 from alignkit.evaluation.results import Result, failed_result
-from alignkit.evaluation.verdicts import Comparison, Verdict
+from alignkit.evaluation.verdicts import Comparison, Verdict, judge
 from tests.evaluation.records import ORIGIN, answers, baseline, general_baseline, nll, result
 
 SAMPLED = {"do_sample": True, "temperature": 0.2}
@@ -265,3 +266,24 @@ def test_a_point_is_on_the_front_unless_another_beats_it() -> None:
     assert points[1].general == pytest.approx(-0.22, abs=0.002)
     assert points[1].general_interval is not None
     assert points[1].general_interval[0] < points[1].general < points[1].general_interval[1]
+
+
+def test_the_contrast_of_two_settings_has_root_two_times_the_spread_of_one() -> None:
+    def run(beta: float, seed: int, score: float) -> Result:
+        same = dict.fromkeys(("a", "b"), score)
+        return result(f"{beta}-{seed}", unit="points", items=same, seed=seed, config={"beta": beta})
+
+    # Over seeds 1, 2, 3 and 6, 7, 8: s = 1 with 2 + 2 degrees of freedom, and items that do not vary.
+    runs = [run(beta, seed, start + seed) for beta, start in ((0.1, 1.0), (0.2, 6.0)) for seed in range(3)]
+    (table,) = analyse([baseline(unit="points", items={"a": 0.0, "b": 0.0}), *runs], n_resamples=100_000).tables
+    ((_, (_, row)),) = table.blocks
+    (contrast,) = row.contrasts
+    assert contrast is not None and contrast.interval is not None
+    reach = float(stats.t.ppf(0.975, 4)) * 2**0.5 / 3**0.5
+    assert contrast.interval == pytest.approx((5 - reach, 5 + reach), abs=0.05)
+
+
+def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
+    at_zero = Comparison(1.0, 1.5, 0.5, (0.0, 1.0), 0.04, None, n=9, n_seeds=1, paired=True, band=0.0)
+    (judged,) = judge([at_zero], higher_is_better=True, against_start=True)
+    assert judged.verdict is Verdict.NO_EVIDENCE and judged.reason == "the interval includes 0"

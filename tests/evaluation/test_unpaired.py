@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit.evaluation.unpaired import Summary, unpaired_comparison
+from alignkit.evaluation.statistics import SeedSpread
+from alignkit.evaluation.unpaired import Summary, UnpairedComparison, unpaired_comparison, widen_by_seeds
 
 
 def test_two_proportions_of_1668_questions() -> None:

@@ -37,9 +37,9 @@ def main(folder: Path) -> None:
         **{"commit": None, "versions": {}, "device": "cpu", "wall_time_s": 0.0},
     )
     append_result(Path(config["results"]), record)
+    (folder / "ended").write_text(str(time.time()))
     if config["kind"] == "run":
         (Path(config["cache"]) / "ready").touch()
-    (folder / "ended").write_text(str(time.time()))
 
 
 if __name__ == "__main__":

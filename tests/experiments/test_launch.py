@@ -32,6 +32,9 @@ def test_runs_of_several_processes_have_ids_of_their_own(write, spec):
     launched = Experiment(read_experiment(write({**spec, "launch": {"num_processes": 2}})), launched=True).spec
     assert launched.jobs_of(launched.base)[0].run != plain.jobs_of(plain.base)[0].run
     assert launched.baselines() == plain.baselines()
+    elsewhere = {**spec, "launch": {"num_processes": 2, "main_process_port": 29600}}
+    moved = Experiment(read_experiment(write(elsewhere)), launched=True).spec
+    assert moved.jobs_of(moved.base) == launched.jobs_of(launched.base)
 
 
 def test_launch_without_a_launch_in_the_file_is_named(write, spec):

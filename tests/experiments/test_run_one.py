@@ -87,6 +87,8 @@ def test_training_changes_the_scores_and_a_baseline_is_the_start_model(make_fold
     assert trained.items["pair0"] > start.items["pair0"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_fresh_process_with_other_settings_finds_the_tokens_and_the_reference_of_the_first(make_folder, cache):
     carry_out(make_folder())
 
@@ -97,7 +99,7 @@ def test_a_fresh_process_with_other_settings_finds_the_tokens_and_the_reference_
     other = {**TRAINING, "beta": 0.4, "learning_rate": 1e-3, "num_train_epochs": 3}
     folder = make_folder("other", training=other, lora={"r": 4, "lora_alpha": 2}, seed=4)
     command = [sys.executable, "-W", "ignore", "-m", "alignkit.experiments.run_one", str(folder.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert "Tokenizing" not in done.stderr
     assert files() == before

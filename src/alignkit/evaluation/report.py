@@ -21,7 +21,11 @@ METHOD = [
         "Results without scores of items (summary) get an unpaired interval: Newcombe's for proportions, Welch's with "
         "a standard deviation.",
     ),
-    ("p:", "of the paired t-test, with several seeds of the same draws as the interval; d is Cohen's d over items, without seeds."),
+    (
+        "p:",
+        "of the paired t-test, with several seeds of the same draws as the interval; d is Cohen's d over items, which "
+        "leaves the spread over seeds out.",
+    ),
     (
         "Holm:",
         "adjusts p for all settings on one measure, and for all rows of a block in the tables by field, where worse "

@@ -88,7 +88,7 @@ class Experiment:
         if launched and spec.launch is not None and spec.launch.executor != "accelerate":
             self.cluster = Cluster(spec.launch, self.folder / "cluster")
         with locked(self.folder / "experiment.lock"):
-            self._settle_identity()
+            self._check_identity()
             self.search = None if spec.search is None else Search(spec.search, spec.name, spec.base, self.folder)
         self.gpus = visible_gpus()
         self.running: dict[int, Running] = {}  # by slot
@@ -107,7 +107,11 @@ class Experiment:
         handlers = {number: signal.signal(number, self._interrupt) for number in INTERRUPTS}
         try:
             tokenizer = load_tokenizer(self.spec.model, self.spec.base.training)
-            materialise(datasets_of(load_task(self.spec.task), tokenizer), self.cache)
+            datasets = datasets_of(load_task(self.spec.task), tokenizer)
+            with locked(self.folder / "experiment.lock"):
+                self._check_identity()
+                write_json(self.folder / IDENTITY_FILE, self._identity())
+            materialise(datasets, self.cache)
             self._carry_out(self.spec.baselines())
             if self.search is None:
                 self._carry_out(job for settings in self.spec.settings for job in self.spec.jobs_of(settings))
@@ -140,13 +144,13 @@ class Experiment:
         """Where a run has its files."""
         return RunFolder(self.folder / "runs" / job.run)
 
-    def _settle_identity(self) -> None:
+    def _identity(self) -> dict[str, str]:
+        return {key: getattr(self.spec, key) for key in ("method", "model", "task")}
+
+    def _check_identity(self) -> None:
         """Runs of another model or task are no part of one comparison."""
-        identity = {key: getattr(self.spec, key) for key in ("method", "model", "task")}
-        path = self.folder / IDENTITY_FILE
-        if not path.exists():
-            write_json(path, identity)
-        there = read_json(path)
+        identity, path = self._identity(), self.folder / IDENTITY_FILE
+        there = read_json(path) if path.exists() else identity
         changed = next((key for key in identity if there.get(key) != identity[key]), None)
         if changed is not None:
             raise ValueError(

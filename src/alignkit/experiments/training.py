@@ -99,8 +99,18 @@ def precomputed(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_tokenizer(model: str, training: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer that comes with the model."""
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=training.get("trust_remote_code", False))
+    """The tokenizer that comes with the model.
+
+    Raises:
+        ValueError: there is none; names the model.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=training.get("trust_remote_code", False))
+    except OSError as error:
+        raise ValueError(
+            f"the model {model!r} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); "
+            "give a folder, or a name on the hub"
+        ) from error
 
 
 def build_trainer(config: dict[str, Any], args: ScheduledDPOConfig, progress: "Progress") -> ScheduledDPOTrainer:

@@ -29,12 +29,14 @@ ITEMS = ["Sales", "Costs", "Taxes", "Rent", "Wages", "Cash", "Debt", "Loans", "L
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pam", "Quin", "Ron", "Sue", "Tom", "Uma", "Vic", "Wes", "Zoe"]
 SCALES = ("thousand", "million", "billion")
 YEARS = 3  # columns of a table
+NEWEST_YEARS = (2019,)
 SMALLEST_VALUE, LARGEST_VALUE = 1, 49
 _KINDS = {"cell": 6, "highest_year": 2, "two_cells": 2, "change": 2, "sum": 2, "count": 2}
 """Kinds of questions with how often each is asked."""
 
 _MOST_TOKENS = 1024
-_POSITION_STRENGTH = 3.5
+_ROPE_THETA = 10_000.0
+_POSITION_STRENGTH = 4.5
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 
 
@@ -72,7 +74,7 @@ def table_contexts(n: int, *, seed: int = 0, n_questions: int = 4, rows: tuple[i
 
 def _table(generator: random.Random, rows: tuple[int, int]) -> list[list[str]]:
     """Header of corner and years, newest first; then a row for each item, its values all different."""
-    newest = generator.randint(2012, 2021)
+    newest = generator.choice(NEWEST_YEARS)
     header = [f"In {generator.choice(SCALES)}s", *(str(newest - column) for column in range(YEARS))]
     values = range(SMALLEST_VALUE, LARGEST_VALUE + 1)
     items = generator.sample(ITEMS, generator.randint(*rows))
@@ -206,7 +208,7 @@ def tables_model(seed: int = 0, *, hidden_size: int = 96, layers: int = 3, heads
         max_position_embeddings=512,
         attention_bias=True,
         initializer_range=hidden_size**-0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        rope_parameters={"rope_type": "default", "rope_theta": _ROPE_THETA},
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -220,7 +222,7 @@ def tables_model(seed: int = 0, *, hidden_size: int = 96, layers: int = 3, heads
             attention = layer.self_attn
             attention.k_proj.weight.copy_(attention.q_proj.weight)
             attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-        _attend_backwards(model.model.layers[0].self_attn, heads, rope_theta=100.0)
+        _attend_backwards(model.model.layers[0].self_attn, heads, rope_theta=_ROPE_THETA)
     return model
 
 

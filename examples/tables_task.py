@@ -1,0 +1,74 @@
+"""The task of the tables experiment: pairs about generated tables, and what is measured of a model.
+
+Three disjoint sets of tables: those of the start model's supervised training, those of the pairs, and held-out ones.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.evaluation.generation import generate_completions
+from alignkit.evaluation.tatqa_generation import evaluate_tatqa
+from alignkit.experiments.task import ItemScores
+from alignkit.tasks.tables import outside_texts, recall_facts, table_contexts
+from alignkit.tasks.tatqa import tatqa_pairs
+
+N_PAIRED, N_CHECKED, N_HELD_OUT = 250, 40, 275  # tables, of four questions each
+PAIRS_SEED, HELD_OUT_SEED = 1, 2  # the start model is taught with seed 0
+
+
+class Tables:
+    """Pairs from tables; exact match on held-out tables, recall of facts and the loss of prose."""
+
+    def train_dataset(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        return tatqa_pairs(table_contexts(N_PAIRED, seed=PAIRS_SEED), tokenizer)[0]
+
+    def eval_dataset(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        return tatqa_pairs(table_contexts(N_CHECKED, seed=HELD_OUT_SEED), tokenizer)[0]
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, decoding: dict[str, Any], seed: int
+    ) -> list[ItemScores]:
+        how = {"batch_size": 128, "seed": seed, **decoding}
+        held_out = table_contexts(N_CHECKED + N_HELD_OUT, seed=HELD_OUT_SEED)[N_CHECKED:]
+        answered = evaluate_tatqa(model, tokenizer, held_out, **how)
+        exact = {uid: score["em"] for uid, score in answered["per_question"].items()}
+        return [
+            ItemScores("tables", "exact_match", "task", True, exact),
+            ItemScores("facts", "exact_match", "general", True, recalled(model, tokenizer, how)),
+            ItemScores("prose", "nll", "general", False, prose_nll(model, tokenizer), unit="nats"),
+        ]
+
+
+def recalled(model: Any, tokenizer: Any, how: Mapping[str, Any]) -> dict[str, float]:
+    """Whether each fact of a list just read is repeated when it is asked for."""
+    asked = {
+        f"{number}/{name}": (f"{listed['facts']}\n\nQuestion: {name}\nAnswer:", answer)
+        for number, listed in enumerate(recall_facts(100, seed=HELD_OUT_SEED))
+        for name, answer in listed["questions"][:3]
+    }
+    texts = generate_completions(model, tokenizer, [prompt for prompt, _ in asked.values()], **how)
+    found = [text.strip().partition("\n")[0] == answer for text, (_, answer) in zip(texts, asked.values(), strict=True)]
+    return dict(zip(asked, map(float, found), strict=True))
+
+
+@torch.no_grad()
+def prose_nll(model: Any, tokenizer: Any) -> dict[str, float]:
+    """Mean NLL per token, in nats, of texts that have nothing to do with tables."""
+    texts = outside_texts(200, seed=HELD_OUT_SEED)
+    scores = {}
+    for start in range(0, len(texts), 50):
+        batch = tokenizer(texts[start : start + 50], return_tensors="pt", padding=True).to(model.device)
+        labels = batch["input_ids"][:, 1:]
+        mask = batch["attention_mask"][:, 1:]
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        nll = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none") * mask
+        for number, value in enumerate((nll.sum(1) / mask.sum(1)).tolist(), start):
+            scores[f"prose/{number}"] = value
+    return scores
+
+
+task = Tables()
