@@ -29,7 +29,7 @@ ITEMS = ["Sales", "Costs", "Taxes", "Rent", "Wages", "Cash", "Debt", "Loans", "L
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pam", "Quin", "Ron", "Sue", "Tom", "Uma", "Vic", "Wes", "Zoe"]
 SCALES = ("thousand", "million", "billion")
 YEARS = 3  # columns of a table
-NEWEST_YEARS = (2019,)
+NEWEST_YEARS = (2019, 2020, 2021)
 SMALLEST_VALUE, LARGEST_VALUE = 1, 49
 _KINDS = {"cell": 6, "highest_year": 2, "two_cells": 2, "change": 2, "sum": 2, "count": 2}
 """Kinds of questions with how often each is asked."""
