@@ -150,7 +150,7 @@ FULL = Workload(
     betas=BETAS,
     reward_prompt=512,
     reward_completion=64,
-    reward_prompts=1,
+    reward_prompts=2,
     memory=TATQA,
 )
 TOY = Shape("Qwen 3", 512, hidden_size=64, layers=2, intermediate_size=96, heads=2, kv_heads=1)
@@ -165,6 +165,6 @@ QUICK = Workload(
     betas=BETAS[:2],
     reward_prompt=40,
     reward_completion=8,
-    reward_prompts=1,
+    reward_prompts=2,
     memory=TOY_ROWS,
 )
