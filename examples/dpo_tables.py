@@ -76,7 +76,7 @@ def teach_start_model(folder: Path, seed: int, share: float) -> None:
         seed=seed,
     )
     rows = lesson_rows(tokenizer, lessons=lessons, seed=seed)
-    model = tables_model(seed)
+    model = tables_model(tokenizer, seed)
     SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer).train()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

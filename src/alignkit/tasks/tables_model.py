@@ -103,23 +103,29 @@ def tables_model(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        _embed(model.model.embed_tokens.weight, tokenizer.get_vocab())
-        model.lm_head.weight.copy_(0.1 * model.model.embed_tokens.weight)
-        attentions = [layer.self_attn for layer in model.model.layers]
-        for attention in attentions[1:]:
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-        _look_back(attentions[0], heads)
-        _match(attentions[0], attentions[1], heads)
+        _embed(model, tokenizer.get_vocab())
+        first, second, *_ = layers_of = model.model.layers
+        for layer in layers_of:
+            layer.mlp.down_proj.weight.mul_(0.3)
+            layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
+        _look_back(first.self_attn, heads)
+        _write_and_match(first.self_attn, second.self_attn, heads)
     return model
 
 
-def _embed(weight: Tensor, vocabulary: Mapping[str, int]) -> None:
-    """Embeddings of variance 1; a word or number is nearly the same with and without the blank in front of it."""
+def _embed(model: LlamaForCausalLM, vocabulary: Mapping[str, int]) -> None:
+    """Words in the first half of the H dimensions, with variance 1; the second half is free to be written to.
+
+    A word or number is nearly the same with and without the blank in front of it.
+    """
+    weight = model.model.embed_tokens.weight
     weight.normal_()
     for token, with_blank in vocabulary.items():
-        if (without := vocabulary.get(token.removeprefix(_BLANK))) not in (None, with_blank):
+        without = vocabulary.get(token.removeprefix(_BLANK), with_blank)
+        if without != with_blank:
             weight[without] = 0.8 * weight[with_blank] + 0.6 * weight[without]
+    weight[:, weight.shape[1] // 2 :] = 0
+    model.lm_head.weight.copy_(0.1 * weight)
 
 
 def _look_back(attention: Any, heads: int) -> None:
@@ -137,13 +143,23 @@ def _look_back(attention: Any, heads: int) -> None:
     # In this layer words count for less than positions.
     attention.q_proj.weight.mul_(0.1)
     attention.k_proj.weight.mul_(0.1)
-    # All heads see alike, so that words seen at different distances can be compared.
-    attention.v_proj.weight.copy_(attention.v_proj.weight[: attention.head_dim].repeat(heads, 1))
 
 
-def _match(writing: Any, matching: Any, heads: int) -> None:
-    """Queries and keys of the second layer that read what the heads of the first one write."""
-    written: list[Tensor] = list(writing.o_proj.weight.T.chunk(heads))  # heads x (head_dim, H)
-    itself = writing.v_proj.weight[: writing.head_dim]
-    matching.q_proj.weight.copy_(_MATCH_STRENGTH * torch.cat([itself, *written[1:]]))
-    matching.k_proj.weight.copy_(_MATCH_STRENGTH * torch.stack(written).sum(0).repeat(heads, 1))
+def _write_and_match(writing: Any, matching: Any, heads: int) -> None:
+    """The first layer's head j writes a digest of the word that it sees to its slot; the second layer matches slots."""
+    hidden_size, dim = writing.q_proj.in_features, writing.head_dim
+    size = hidden_size // (2 * heads)  # of a digest: half a head
+    digest = torch.zeros(size, hidden_size)
+    digest[:, : hidden_size // 2] = torch.randn(size, hidden_size // 2) * (2 / hidden_size) ** 0.5
+    slots = torch.eye(hidden_size)[hidden_size // 2 :].split(size)  # heads x (size, H)
+    # Of the pairs of dimensions that are rotated together the slower half, which still agree a table further on.
+    slow = torch.cat([torch.arange(dim // 4, dim // 2), torch.arange(3 * dim // 4, dim)])
+    writing.o_proj.weight.mul_(0.1)
+    matching.q_proj.weight.mul_(0.1)
+    matching.k_proj.weight.mul_(0.1)
+    for head in range(heads):
+        rows = head * dim + slow
+        writing.v_proj.weight[rows] = digest
+        writing.o_proj.weight[:, rows] = slots[head].T
+        matching.q_proj.weight[rows] = _MATCH_STRENGTH * (slots[head] if head else digest)
+        matching.k_proj.weight[rows] = _MATCH_STRENGTH * (torch.stack(slots).sum(0) if head else slots[0])
