@@ -1,7 +1,7 @@
 """Which β, how many epochs, which rate? Scheduled DPO on generated tables, as one experiment with a report.
 
     python examples/dpo_tables.py                    # the start model, 9 settings x 3 seeds, 5 baselines, the report
-    alignkit report runs/dpo_tables/results.jsonl -o report.md --html report.html   # the report again
+    alignkit report outputs/dpo_tables/results.jsonl -o report.md --html report.html  # the report again
 
 HEADER
 """
@@ -33,7 +33,6 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 5,
     "kl_steps": 20,
 }
-GRID = {"beta": [0.02, 0.03, 0.05], "num_train_epochs": [1, 2]}
 ARMS: list[dict[str, Any]] = [
     {"beta": 0.02, "num_train_epochs": 1, "learning_rate": TRAINING["learning_rate"] / 2},
     {"beta": 0.02, "num_train_epochs": 1, "lora.r": 32, "lora.lora_alpha": 64},
@@ -43,13 +42,16 @@ ARMS: list[dict[str, Any]] = [
 
 @dataclass
 class ScriptArguments:
-    output_dir: str = "runs/dpo_tables"
+    output_dir: str = "outputs/dpo_tables"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     baseline_seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    betas: list[float] = field(default_factory=lambda: [0.02, 0.03, 0.05])
+    epochs: list[int] = field(default_factory=lambda: [1, 2])
+    arms: bool = True  # beside the grid of betas and epochs
     lesson_share: float = 1.0  # of the steps that the start model is taught for
     start_seed: int = 0
     processes: int = 2
-    report: str = "runs/dpo_tables/report.md"
+    report: str | None = None  # by default report.md in output_dir
 
 
 def teach_start_model(folder: Path, seed: int, share: float) -> None:
@@ -101,8 +103,8 @@ def main(script: ScriptArguments) -> None:
         "training": TRAINING,
         "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
         "seeds": script.seeds,
-        "grid": GRID,
-        "arms": ARMS,
+        "grid": {"beta": script.betas, "num_train_epochs": script.epochs},
+        "arms": ARMS if script.arms else [],
         "decoding": {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 12},
         "baselines": {"seeds": script.baseline_seeds},
         "processes": script.processes,
@@ -112,7 +114,8 @@ def main(script: ScriptArguments) -> None:
     Experiment(read_experiment(path)).carry_out()
 
     # 3. What it shows
-    alignkit(["report", str(folder / "results.jsonl"), "-o", script.report, "--title", "DPO on generated tables"])
+    report = script.report or str(folder / "report.md")
+    alignkit(["report", str(folder / "results.jsonl"), "-o", report, "--title", "DPO on generated tables"])
 
 
 if __name__ == "__main__":

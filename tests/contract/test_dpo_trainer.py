@@ -17,6 +17,7 @@ from tests.dpo.conftest import QUIET, pairs
 # Members that alignkit overrides, with the parameters that its overrides take.
 OVERRIDDEN = {
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],
     "evaluation_loop": [

@@ -60,6 +60,21 @@ def test_the_code_of_the_es_lora_page_runs(tmp_path, monkeypatch, capsys):
     assert 0 <= float(reward) <= 1 and shape == "torch.Size([4, 2, 7])"
 
 
+def test_the_code_of_the_dpo_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in python_blocks("docs/dpo.md"):
+        exec(block, {})
+    accuracy, divergence = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert accuracy > 0.5 and divergence > 0
+
+
+def test_the_code_of_the_shared_prefix_page_runs(capsys):
+    for block in python_blocks("docs/shared_prefix.md"):
+        exec(block, {})
+    n_tokens, difference = capsys.readouterr().out.splitlines()[-1].split(" ", 1)
+    assert (int(n_tokens), float(difference.removeprefix("tensor(").split(",")[0]) < 1e-5) == (12, True)
+
+
 def test_the_code_of_the_tatqa_page_runs(capsys):
     namespace: dict = {}
     for block in python_blocks("docs/tatqa.md"):
@@ -78,6 +93,9 @@ def test_the_code_of_the_tatqa_page_runs(capsys):
         "docs/kl_barrier.md",
         "docs/es_lora.md",
         "docs/tatqa.md",
+        "docs/dpo.md",
+        "docs/shared_prefix.md",
+        "docs/sweeps.md",
         "examples/README.md",
         "benchmarks/README.md",
     ],

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from alignkit import ScheduledDPOTrainer
 from tests.dpo.conftest import pairs
@@ -62,6 +63,22 @@ def test_a_config_of_the_parent_is_refused(tmp_path):
 def test_a_column_of_betas_is_refused_where_the_loss_sorts_pairs(make_trainer, rows, loss):
     with pytest.raises(ValueError, match=f"'{loss}' sorts the pairs"):
         make_trainer(train_dataset=rows.add_column("beta", [0.1] * 16), loss_type=loss)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"loss_type": "aot"}, {"target_kl": 0.1, "kl_steps": 1}], ids=["sorts", "target"]
+)
+def test_a_column_of_betas_that_a_stream_shows_late_is_refused_there(make_trainer, rows, settings):
+    data = rows.add_column("beta", [0.1] * 16)
+    trainer = make_trainer(train_dataset=IterableDataset.from_generator(lambda: iter(data)), max_steps=1, **settings)
+    with pytest.raises(ValueError, match="column `beta`"):
+        trainer.train()
+
+
+def test_a_collator_that_loses_the_column_of_betas_is_refused(make_trainer, rows):
+    data = rows.add_column("beta", [0.1] * 16)
+    with pytest.raises(ValueError, match="leaves out the column `beta`"):
+        make_trainer(train_dataset=data, data_collator=DataCollatorForPreference(pad_token_id=256))
 
 
 def test_a_column_of_betas_is_refused_beside_a_target(make_trainer, rows):
@@ -130,3 +147,15 @@ def test_a_stream_cannot_be_precomputed(make_trainer, rows):
 def test_images_are_for_the_parent(make_trainer, rows):
     with pytest.raises(ValueError, match="vision"):
         make_trainer(train_dataset=rows.add_column("image", [None] * 16))
+
+
+def test_a_stream_to_evaluate_cannot_be_precomputed_either(make_trainer, rows, tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make_trainer(eval_dataset=stream, precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="needs fixed rows, and the eval set is a stream"):
+        trainer.evaluate()
+
+
+def test_an_identical_pair_in_a_dataset_given_to_evaluate_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="row 3 of the eval dataset has the same tokens"):
+        make_trainer().evaluate(changed_row(3, chosen="same", rejected="same"))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -82,6 +82,13 @@ def test_setting_beta_during_training_changes_it_as_in_the_parent(make_trainer):
     trainer.beta = 0.7
     trainer.train()
     assert logged(trainer, "beta") == pytest.approx([0.7, 0.7])
+
+
+def test_setting_beta_sets_where_a_target_moves_it_from(make_trainer):
+    trainer = make_trainer(target_kl=0.01, kl_steps=1, max_steps=2, **FAST)
+    trainer.beta = 0.7
+    trainer.train()
+    assert logged(trainer, "beta") == pytest.approx([0.7, 0.7 * 0.98])  # a divergence of 0 at the first step
 
 
 @pytest.mark.parametrize("own", [None, 0.3])
@@ -191,6 +198,57 @@ def test_the_divergence_is_measured_every_so_many_steps(make_trainer):
     assert steps == [1, 3, 5]
 
 
+class BreakOff(TrainerCallback):
+    """Breaks an evaluation off after its first batch, once."""
+
+    def __init__(self):
+        self.is_done = False
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if not self.is_done:
+            self.is_done = True
+            raise KeyboardInterrupt
+
+
+def test_an_evaluation_that_was_broken_off_leaves_nothing_to_the_next(make_trainer):
+    data = pairs(7, seed=1)
+    found = []
+    for callbacks in ([], [BreakOff()]):
+        trainer = make_trainer(eval_dataset=data, per_device_eval_batch_size=3, callbacks=callbacks)
+        trainer.model.load_state_dict(lively_lm(3).state_dict())
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.evaluate()
+        metrics = trainer.evaluate()
+        found.append({name: value for name, value in metrics.items() if "logratio" in name or "rewards" in name})
+    assert found[0] == found[1] and found[0]["eval_rewards/margins"] != 0
+
+
+class BreakOffTraining(TrainerCallback):
+    """Breaks a training off after its second step, once."""
+
+    def __init__(self):
+        self.is_done = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.is_done:
+            self.is_done = True
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_broken_off_leaves_nothing_to_the_log_of_the_next(make_trainer):
+    settings = {**FAST, "learning_rate": 0.0, "ref_model": lively_lm(2), "logging_steps": 3, "max_steps": 3}
+    found = []
+    for callbacks in ([], [BreakOffTraining()]):
+        trainer = make_trainer(callbacks=callbacks, **settings)
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        trainer.train()
+        found.append([logged(trainer, name) for name in ("logratio/margin", "rewards/margins", "logps/chosen")])
+    assert found[0] == found[1] and found[0][0] != [0.0]
+
+
 # ---- Best checkpoint, early stop ----
 
 
@@ -223,6 +281,15 @@ def test_long_prompts_lose_their_start_and_no_pair_is_dropped(make_trainer, rows
     trainer.train()
     assert len(trainer.train_dataset) == 16
     assert logged(trainer, "truncated/prompts") == [1.0] and 0 < logged(trainer, "truncated/completions")[0] < 1
+
+
+def test_an_evaluation_of_another_dataset_drops_no_pair_either(make_trainer):
+    data = pairs(8, seed=1)
+    trainer = make_trainer(max_length=24, eval_dataset=data)  # most prompts are longer
+    trainer.model.load_state_dict(lively_lm(3).state_dict())
+    known, new = trainer.evaluate(), trainer.evaluate(data)
+    for name in ("truncated/prompts", "logratio/margin"):
+        assert new[f"eval_{name}"] == known[f"eval_{name}"] != 0
 
 
 def test_a_stream_of_pairs_trains_as_the_dataset_does(make_trainer, rows):
@@ -330,3 +397,18 @@ def test_a_trained_adapter_under_another_reference_than_itself_leaves_no_copy_be
     model = get_peft_model(lively_lm(1), LORA)
     trainer = make_trainer(model=model, ref="base", max_steps=1, **FAST)
     assert trainer.reference.kind == "base" and set(trainer.model.peft_config) == {"default"}
+
+
+def test_the_divergence_is_measured_behind_virtual_tokens(make_trainer):
+    model = get_peft_model(lively_lm(1), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    trainer = make_trainer(model=model, ref="copy", kl_steps=1, eval_dataset=pairs(1, seed=1))
+    [virtual] = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        virtual.add_(torch.randn(virtual.shape, generator=torch.Generator().manual_seed(0)))
+    found = trainer.evaluate()["eval_kl/reverse_on_data"]
+    batch = next(iter(trainer.get_eval_dataloader()))
+    predicts, inputs = batch["completion_mask"][:, 1:].bool(), (batch["input_ids"], batch["attention_mask"])
+    with torch.no_grad():
+        policy, ref = (each(*inputs).logits.log_softmax(-1) for each in (trainer.model, trainer.reference.ref_model))
+    kl = (policy.exp() * (policy - ref)).sum(-1)[:, -predicts.shape[1] - 1 : -1][predicts].mean().item()
+    assert found == pytest.approx(kl, rel=1e-4) and kl > 1e-4

@@ -64,6 +64,13 @@ WITHOUT_DATA = {
         [*FEW_PROBLEMS, "--seeds", "0", "1", "--completions", "256", "--evaluations", "1", "--prompts_per_step", "64"],
         ["starts/seed=1/model.safetensors", "comparison.md", "comparison.png"],
     ),
+    "dpo_tables": (
+        [
+            *("--lesson_share", "0.01", "--seeds", "0", "--baseline_seeds", "0", "1", "2"),
+            *("--betas", "0.02", "--epochs", "1", "--arms", "False"),
+        ],
+        ["start/model.safetensors", "dpo_tables.yaml", "results.jsonl", "report.md", "report_pareto_1.png"],
+    ),
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -82,6 +89,7 @@ def check(process: subprocess.CompletedProcess[str], folder: Path, files: list[s
 
 def test_every_example_is_tested_and_in_the_index():
     data_modules = {"author_passages", "story_rounds", "story_style", "es_comparison", "es_report", "countdown_start"}
+    data_modules |= {"tables_task"}
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - data_modules
     index = (EXAMPLES / "README.md").read_text("utf-8")
     assert scripts == {*ON_DATA, *WITHOUT_DATA, "reward_quickstart", "dpo_tatqa"}

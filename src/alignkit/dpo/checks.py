@@ -3,9 +3,9 @@
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from torch.distributed.tensor import DTensor
 
 from alignkit.dpo.config import SORTING_LOSSES, ScheduledDPOConfig
-from alignkit.dpo.pairs import check_pairs
 
 
 def refuse_what_cannot_work(trainer: Any, *, has_own_collator: bool) -> None:
@@ -37,7 +37,11 @@ def refuse_what_cannot_work(trainer: Any, *, has_own_collator: bool) -> None:
             raise ValueError(
                 "precompute_ref_log_probs knows rows by keys that data_collator does not make; leave it out"
             )
-    check_beta_column(args, trainer.train_dataset.column_names or ())
+    columns = trainer.train_dataset.column_names or ()
+    check_beta_column(args, columns)
+    has_betas = has_own_collator and "beta" in columns
+    if has_betas and "beta" not in trainer.data_collator([next(iter(trainer.train_dataset))]):
+        raise ValueError("data_collator leaves out the column `beta` of the train dataset; let it pass the column on")
 
 
 def check_beta_column(args: ScheduledDPOConfig, columns: Any) -> None:
@@ -57,13 +61,13 @@ def check_beta_column(args: ScheduledDPOConfig, columns: Any) -> None:
         raise ValueError(f"target_kl={args.target_kl} moves one beta for all rows; remove the column `beta`")
 
 
-def refuse_bad_rows(args: ScheduledDPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuse rows from which nothing can be learned. A stream is not looked at: it is read once, row by row.
+def refuse_to_find(trainer: Any, dataset: Any, name: str) -> None:
+    """Refuse to look for log-probabilities that could not be kept, or would be those of weights not yet loaded.
 
     Raises:
-        ValueError: with the dataset and the row.
+        ValueError: a stream, or a model that FSDP2 has not sharded yet.
     """
-    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval dataset": eval_dataset}
-    for name, dataset in {"train dataset": train_dataset, **evaluations}.items():
-        if isinstance(dataset, Dataset):
-            check_pairs(dataset, name, max_length=args.max_length, max_prompt_length=args.max_prompt_length)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"precompute_ref_log_probs needs fixed rows, and the {name} set is a stream; set it to False")
+    if trainer.accelerator.is_fsdp2 and not any(isinstance(weight, DTensor) for weight in trainer.model.parameters()):
+        raise ValueError("under FSDP2 log-probabilities are precomputed once training has begun; call train() first")

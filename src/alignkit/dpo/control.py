@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.dpo.beta import LOWEST_DYNAMIC_BETA, DynamicBeta, TargetKL, scheduled_beta
+from alignkit.dpo.checks import check_beta_column
 from alignkit.dpo.config import ScheduledDPOConfig
 
 
@@ -12,7 +13,7 @@ class BetaControl:
     """β as it is scheduled, given per row, moved by the margins of a batch, or steered to a divergence.
 
     Attributes:
-        start (`float`): `beta` of the configuration, from where schedules begin. May be set.
+        start (`float`): `beta` of the configuration, from where schedules begin.
         target ([`TargetKL`], *optional*): what steers β.
     """
 
@@ -21,6 +22,12 @@ class BetaControl:
         self.start = args.beta
         self._dynamic = None if args.dynamic_beta_alpha is None else DynamicBeta(args.dynamic_beta_alpha)
         self.target = None if args.target_kl is None else TargetKL(args.target_kl, args.beta)
+
+    def restart(self, beta: float) -> None:
+        """Begin again from another β than that of the configuration."""
+        self.start = beta
+        if self.target is not None:
+            self.target.beta = beta
 
     @property
     def needs_margin(self) -> bool:
@@ -48,7 +55,12 @@ class BetaControl:
             progress: share of the training's optimiser steps that is done.
             column (`(B,)`): β of the rows, replaces the schedule.
             margin_nats: mean log-ratio margin of the micro-batch over all ranks; with `needs_margin`.
+
+        Raises:
+            ValueError: a column that the other settings do not allow. Of a stream it is seen here first.
         """
+        if column is not None:
+            check_beta_column(self._args, ("beta",))
         beta: Any = self.scheduled(progress) if column is None else column
         if self._dynamic is None:
             return beta

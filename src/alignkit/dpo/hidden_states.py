@@ -61,10 +61,12 @@ def reverse_kl_of_completions(
 
     Args:
         policy: the policy, not wrapped.
-        policy_hidden, ref_hidden (`(M, T, H)`): last hidden states of the same rows.
+        policy_hidden, ref_hidden (`(M, T, H)`): last hidden states of the same rows, with virtual tokens before them
+            where there are any.
         input_ids, completion_mask (`(M, T)`): the rows, and which of their tokens belong to a completion.
         reference: whose output embedding is read, where it is not the policy's own.
     """
+    n_tokens = input_ids.shape[1]  # prompt learning puts virtual ones before them
     predicts = completion_mask[:, 1:].bool()
     causal_lm = causal_lm_of(policy)
     head: Any = causal_lm.get_output_embeddings()
@@ -76,8 +78,8 @@ def reverse_kl_of_completions(
             ref_weight = whole(ref_head.weight.detach())
             ref_bias = None if ref_head.bias is None else whole(ref_head.bias.detach())
     statistics = token_statistics(
-        policy_hidden[:, :-1][predicts],
-        ref_hidden[:, :-1][predicts],
+        policy_hidden[:, -n_tokens:-1][predicts],
+        ref_hidden[:, -n_tokens:-1][predicts],
         whole(head.weight),
         ref_weight,
         input_ids[:, 1:][predicts],

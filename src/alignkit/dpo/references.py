@@ -62,6 +62,12 @@ def manage_reference(trainer: Any, args: ScheduledDPOConfig, *, is_given: bool, 
     return manager
 
 
+def models_of(trainer: Any) -> list[Any]:
+    """The policy, and its reference where that is a model of its own; not wrapped."""
+    separate = trainer.reference.ref_model
+    return [trainer.model] if separate is None else [trainer.model, trainer.accelerator.unwrap_model(separate)]
+
+
 def is_trained(model: PeftModel) -> bool:
     """Whether one LoRA adapter trains, alone, and already changes the model."""
     adapters, _ = trained_adapters(model)

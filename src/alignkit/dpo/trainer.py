@@ -3,13 +3,11 @@
 Differences from TRL's `DPOTrainer` (1.16):
 1. β may change over the training, from row to row and from batch to batch; an evaluation has one β.
 2. A prompt runs once for all its completions, and no projection sees it.
-3. The reference is the policy as it is when the trainer is made (TRL reads a fully trained model from disk again), and
-   no part of it is a wrapper that grows with every step. Its log-probabilities are kept per token and found again.
+3. The reference is the policy as it is in memory, and leaves no hooks. Its log-probabilities are kept per token.
 4. `logratio/*` and `kl/*` do not depend on β, are weighted by pairs and by tokens, and carry an evaluation set's name.
 5. Prompts and completions are cut separately, and no pair is dropped for its length.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,16 +21,17 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, shown_to_parent
 from alignkit.dpo import checkpoints
 from alignkit.dpo.batches import make_collator
-from alignkit.dpo.checks import refuse_bad_rows, refuse_what_cannot_work
+from alignkit.dpo.checks import refuse_to_find, refuse_what_cannot_work
 from alignkit.dpo.collator import cut_to_completions
 from alignkit.dpo.config import ScheduledDPOConfig
 from alignkit.dpo.control import BetaControl
 from alignkit.dpo.hidden_states import HiddenStates, reverse_kl_of_completions
 from alignkit.dpo.low_memory import add_low_memory_arguments
 from alignkit.dpo.metrics import PairMetrics
+from alignkit.dpo.pairs import check_pairs
 from alignkit.dpo.policy import PairPolicy
 from alignkit.dpo.reference_logps import ReferenceLogps, reference_folder, sum_completions
-from alignkit.dpo.references import manage_reference, reference_for_parent
+from alignkit.dpo.references import manage_reference, models_of, reference_for_parent
 from alignkit.metrics import count_real_rows
 from alignkit.reference.checkpoints import SeveralAdapters
 from alignkit.steps import StepCallback, share_done
@@ -100,31 +99,29 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         check_process_count(args.device, args.world_size)
         if args.low_memory:
             add_low_memory_arguments(model, args, kwargs)
+        # The parent does this for a streamed train set only; dispatching cannot join batches of different shapes.
+        args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # an AcceleratorConfig by now
+        self._cuts_rows = data_collator is None
         self._control = BetaControl(args)
         self._batch_beta: float | Tensor | None = None
         copied = reference_for_parent(model, ref_model, adds_adapter=kwargs.get("peft_config") is not None)
-        # The parent would drop rows by their length, and has a cache of its own of sums of log-probabilities.
-        with shown_to_parent(args, max_length=None, precompute_ref_log_probs=False):
+        with shown_to_parent(args, precompute_ref_log_probs=False):  # whose cache is one of sums
             super().__init__(model, copied, args, data_collator, **kwargs)
-        refuse_what_cannot_work(self, has_own_collator=data_collator is not None)
+        refuse_what_cannot_work(self, has_own_collator=not self._cuts_rows)
         keep_cpu_4bit_gradients_right(self.model)
         had_adapter = isinstance(model, PeftModel) and ref_model is None
         self.reference = manage_reference(self, args, is_given=ref_model is not None, had_adapter=had_adapter)
         folder = reference_folder(args.ref_cache_dir) if args.precompute_ref_log_probs else None
         self._logps = ReferenceLogps(self.reference, self.accelerator, folder=folder)
         self._found: set[str] = set()  # datasets of which the reference's log-probabilities are known
-        models = [self.model]
-        if self.reference.ref_model is not None:
-            models.append(self.accelerator.unwrap_model(self.reference.ref_model))
+        models = models_of(self)
         states = [HiddenStates(each) for each in models]
         self._policy_states, self._ref_states = states[0], states[-1]
-        if data_collator is None:
-            self.data_collator = make_collator(
-                args, models, self._tokenizer.pad_token_id, has_aux_loss=self.aux_loss_enabled
-            )
-            refuse_bad_rows(args, self.train_dataset, self.eval_dataset)
-        self._train_metrics, self._eval_metrics = PairMetrics(), PairMetrics()
-        self._divergences: list[Tensor] = []
+        if self._cuts_rows:
+            pad_token_id = self._tokenizer.pad_token_id
+            self.data_collator = make_collator(args, models, pad_token_id, has_aux_loss=self.aux_loss_enabled)
+        self._eval_metrics = PairMetrics()
+        self._begin()
         self.add_callback(StepCallback(self._begin, self._after_step))
 
     # ---- β ----
@@ -137,7 +134,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        self._control.start = value
+        self._control.restart(value)
 
     def compute_beta(self, margin: Tensor, column: Tensor | None) -> float | Tensor:
         """β of a micro-batch, before its loss is computed. Override it for another rule.
@@ -153,9 +150,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     # ---- Loss ----
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of a step, as in the parent. Before the first, the reference's log-probabilities."""
         if self.args.precompute_ref_log_probs:
             self._find_reference_logps(self.train_dataset, "train dataset", self.args.per_device_train_batch_size)
@@ -180,12 +175,11 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
             logratios = torch.stack(sum_completions(log_probs, mask, self.ld_alpha)) - ref_logps
             self._batch_beta = self.compute_beta(logratios[0] - logratios[1], column)
 
-        policy = PairPolicy(model, packed, receive)
         pairs = {**batch, "ref_chosen_logps": ref_logps[0], "ref_rejected_logps": ref_logps[1]}
         self.precompute_ref_logps = True  # so that the parent takes those above
         try:
             with self._policy_states.kept(measures_kl):
-                result = super().compute_loss(policy, pairs, return_outputs, num_items_in_batch)
+                result = super().compute_loss(PairPolicy(model, packed, receive), pairs, return_outputs)
             self._measure(logratios, n_cut, ref_hidden, batch)
         finally:
             self.precompute_ref_logps = False
@@ -207,7 +201,8 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     def _find_reference_logps(self, dataset: Any, name: str, default_batch_size: int) -> None:
         """Run the reference over the pairs of a dataset that no file has yet, once the model is wrapped."""
-        if not isinstance(dataset, Dataset) or dataset._fingerprint in self._found:
+        refuse_to_find(self, dataset, name)
+        if dataset._fingerprint in self._found:
             return
         self._found.add(dataset._fingerprint)
         self._logps.find(
@@ -223,8 +218,8 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
     # ---- Metrics ----
 
     def _measures_kl(self) -> bool:
-        every = self.args.kl_steps
-        return every > 0 and (not self.model.training or self.state.global_step % every == 0)
+        every, training = self.args.kl_steps, self.model.training
+        return every > 0 and (not training or self.state.global_step % every == 0)
 
     def _measure(self, logratios: Tensor, n_cut: Tensor | None, ref_hidden: Tensor | None, batch: Any) -> None:
         """Add a micro-batch or an evaluation's batch to what is logged."""
@@ -248,7 +243,9 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     def _begin(self) -> None:
         """Forget what a training that was broken off has left of its last step and of its log."""
-        self._train_metrics, self._divergences = PairMetrics(), []
+        self._train_metrics = PairMetrics()
+        self._divergences: list[Tensor] = []
+        self._metrics["train"].clear()
 
     def _after_step(self) -> None:
         """What follows every optimiser step: a moving reference, and a β that follows the divergence."""
@@ -270,6 +267,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         if self.args.precompute_ref_log_probs:
             self._find_reference_logps(dataloader.dataset, metric_key_prefix, self.args.per_device_eval_batch_size)
         self._eval_metrics = PairMetrics()
+        self._metrics["eval"].clear()  # of an evaluation that was broken off
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # The parent logs its own under "eval_" whatever the set is called; the last set would hide the others.
         parents = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
@@ -279,6 +277,14 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     # ---- Data and checkpoints ----
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        with shown_to_parent(args, max_length=None):  # by which the parent would drop rows
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(prepared, Dataset) and self._cuts_rows:  # a stream is read once, row by row
+            limits = {"max_length": args.max_length, "max_prompt_length": args.max_prompt_length}
+            check_pairs(prepared, f"{dataset_name} dataset", **limits)
+        return prepared
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

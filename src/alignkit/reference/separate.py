@@ -15,9 +15,9 @@ def frozen_copy(model: PreTrainedModel | PeftModel) -> Any:
     """A deep copy in eval mode in which nothing trains."""
     duplicate: Any = copy.deepcopy(model)
     causal_lm = duplicate.get_base_model() if isinstance(model, PeftModel) else duplicate
-    # A forward patched into the instance, as TRL does it, is copied along with its closure over the original's.
-    for patched in (causal_lm, causal_lm.base_model):
-        patched.__dict__.pop("forward", None)
+    # A forward patched into the instance, as TRL does it, is copied along with its closure over the original's. That
+    # of a backbone that shares prefixes has none, and is bound to the copy.
+    causal_lm.__dict__.pop("forward", None)
     return duplicate.requires_grad_(False).eval()
 
 

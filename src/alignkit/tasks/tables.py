@@ -19,11 +19,12 @@ from typing import Any
 
 from alignkit.tasks.toy import STYLES, generate
 
-ITEMS = (
-    "Sales Costs Taxes Rent Wages Cash Debt Loans Leases Stock Grants Fees "
-    "Goods Land Plant Tools Energy Travel Software Hardware Services Interest Dividends Pensions"
-).split()
-NAMES = "Ada Ben Cleo Dan Eve Fay Gus Hal Ida Jon Kim Leo Mia Ned Ola Pam Quin Ron Sue Tom Uma Vic Wes Zoe".split()
+_WORDS = {
+    "items": "Sales Costs Taxes Rent Wages Cash Debt Loans Leases Stock Grants Fees "
+    "Goods Land Plant Tools Energy Travel Software Hardware Services Interest Dividends Pensions",
+    "names": "Ada Ben Cleo Dan Eve Fay Gus Hal Ida Jon Kim Leo Mia Ned Ola Pam Quin Ron Sue Tom Uma Vic Wes Zoe",
+}
+ITEMS, NAMES = (_WORDS[kind].split() for kind in ("items", "names"))
 SCALES = ("thousand", "million", "billion")
 NEWEST_YEARS = (2019, 2020, 2021)
 MOST_YEARS = 3
@@ -40,8 +41,8 @@ def table_contexts(n: int, *, seed: int = 0, n_questions: int = 4) -> list[dict[
     """`n` contexts in the form of TAT-QA's JSON, each of one table of 3 to 5 items and 3 years, and no paragraph.
 
     No table comes twice and no question twice within a context, so that slices of one call are disjoint splits. Span
-    questions ask for a cell or the year of the largest value of an item, multi-span ones for two cells, arithmetic ones
-    for a change or a sum, count ones for the years with at least a given value.
+    questions ask for a cell or the year of the largest value of an item, multi-span ones for two cells, arithmetic
+    ones for a change or a sum, count ones for the years with at least a given value.
 
     Args:
         n: contexts, at least 1.

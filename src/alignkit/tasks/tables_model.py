@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignkit.evaluation.tatqa_text import answer_text
@@ -146,7 +145,7 @@ def _look_back(attention: Any, heads: int) -> None:
 
 
 def _write_and_match(writing: Any, matching: Any, heads: int) -> None:
-    """The first layer's head j writes a digest of the word that it sees to its slot; the second layer matches slots."""
+    """The first layer's head j writes a digest of the word it sees to its slot; the second layer matches slots."""
     hidden_size, dim = writing.q_proj.in_features, writing.head_dim
     size = hidden_size // (2 * heads)  # of a digest: half a head
     digest = torch.zeros(size, hidden_size)
