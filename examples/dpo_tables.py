@@ -14,8 +14,8 @@ Exact match on 1,100 held-out questions, 3 seeds:
     2 epochs, beta 0.02, 0.03, 0.05        28.4, 28.4, 28.3 %   harm, and facts of the second task are forgotten
 
 DPO on these pairs does not help this model, and a second epoch harms it while the loss still falls. The report is
-docs/experiments/dpo_tables.md. Of the rates 2e-4, 3e-4 and 1e-3, tried on another seed from an earlier start model, none
-helped either.
+docs/experiments/dpo_tables.md. Of the rates 2e-4, 3e-4 and 1e-3, tried on another seed from an earlier start model,
+none helped either.
 """
 
 from dataclasses import dataclass, field

@@ -1,31 +1,15 @@
 """A run that is killed and resumed ends in the same weights as one that is not."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.killed import kill_after_step_5
 from tests.kl_barrier.run_training import train_to_the_end
 
 RUN = Path(__file__).parent / "run_training.py"
 SLOW = pytest.mark.slow
-
-
-def kill_after_step_5(output: Path, run: str) -> None:
-    """Start a run in a process of its own and kill it, with a checkpoint of step 3 on disk."""
-    command = [sys.executable, str(RUN), str(output), run, "--wait-after", "5"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **silent) as process:
-        deadline = time.monotonic() + 90
-        while not (output / "waiting").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGKILL)
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
@@ -38,7 +22,7 @@ def trained(trainer) -> dict[str, torch.Tensor]:
     ["moving_reference", pytest.param("moving_copy", marks=SLOW), pytest.param("step_with_dropout", marks=SLOW)],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
-    kill_after_step_5(tmp_path / "killed", run)
+    kill_after_step_5(RUN, tmp_path / "killed", run)
     resumed = train_to_the_end(tmp_path / "killed", run, resume=True)
     whole = train_to_the_end(tmp_path / "whole", run)
     expected, found = trained(whole), trained(resumed)
