@@ -116,7 +116,7 @@ def main(script: ScriptArguments) -> None:
         "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
         "seeds": script.seeds,
         "grid": {"beta": script.betas, "num_train_epochs": script.epochs},
-        "arms": ARMS if script.arms else [],
+        **({"arms": ARMS} if script.arms else {}),
         "decoding": {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 12},
         "baselines": {"seeds": script.baseline_seeds},
         "processes": script.processes,
