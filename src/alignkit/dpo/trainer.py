@@ -158,14 +158,13 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = dict(inputs)
-        n_cut, row_keys, column, packed = (batch.pop(name, None) for name in ("n_cut", "row_keys", "beta", "packed"))
-        if packed is not None and not return_outputs:  # whose logits are those of whole rows
-            batch = cut_to_completions({**batch, "packed": packed})
-            del batch["packed"]
+        n_cut, row_keys, column = (batch.pop(name, None) for name in ("n_cut", "row_keys", "beta"))
+        if batch.get("packed") is None or return_outputs:  # whose logits are those of whole rows
+            batch.pop("packed", None)
         else:
-            packed = None
+            batch = cut_to_completions(batch)  # the parent hands `packed` on to the model
         measures_kl = self._measures_kl()
-        ref_per_token, ref_hidden = self._reference_logps(model, batch, packed, row_keys, measures_kl)
+        ref_per_token, ref_hidden = self._reference_logps(model, batch, row_keys, measures_kl)
         mask = batch["completion_mask"]
         ref_logps = torch.stack(sum_completions(ref_per_token, mask, self.ld_alpha))  # (2, B)
         logratios = torch.empty(0)
@@ -179,16 +178,14 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         self.precompute_ref_logps = True  # so that the parent takes those above
         try:
             with self._policy_states.kept(measures_kl):
-                result = super().compute_loss(PairPolicy(model, packed, receive), pairs, return_outputs)
+                result = super().compute_loss(PairPolicy(model, receive), pairs, return_outputs, num_items_in_batch)
             self._measure(logratios, n_cut, ref_hidden, batch)
         finally:
             self.precompute_ref_logps = False
             self._batch_beta = None
         return result
 
-    def _reference_logps(
-        self, model: Any, batch: dict[str, Any], packed: Any, row_keys: list[bytes] | None, measures_kl: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _reference_logps(self, model, batch, row_keys, measures_kl) -> tuple[Tensor, Tensor | None]:
         """The reference's log-probabilities `(2B, T - 1)`, and its hidden states where the divergence is measured."""
         logps = None
         if row_keys is not None and self._logps.has(row_keys):
@@ -196,7 +193,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
             if not measures_kl:
                 return logps, None
         with self._ref_states.kept(measures_kl):
-            fresh = self._logps.of_batch(model, batch if packed is None else {**batch, "packed": packed})
+            fresh = self._logps.of_batch(model, batch)
         return fresh if logps is None else logps, self._ref_states.pop() if measures_kl else None
 
     def _find_reference_logps(self, dataset: Any, name: str, default_batch_size: int) -> None:

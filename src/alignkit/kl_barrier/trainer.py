@@ -6,7 +6,7 @@ Differences from TRL's `SFTTrainer` (1.16):
 3. Metrics of the barrier are sums and counts over all micro-batches and ranks since the last log.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,7 @@ class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
 
     # ---- The optimiser step ----
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of a step and their tokens, as in the parent; also counts the step's sequences."""
         if self._states.wait_for_disk:
             self._find_states()

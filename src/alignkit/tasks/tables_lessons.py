@@ -1,8 +1,7 @@
 """What teaches a tiny model to look up cells of tables: five lessons, from finding a name again to sums.
 
-How this differs from fine-tuning on the questions themselves: looking up a row and a column at once is not learned
-from scratch in any reasonable time. After a lesson that repeats facts, asking for them takes some fifty steps, and so
-does a table of one year after that.
+How this differs from fine-tuning on the questions themselves: a row and a column at once come last, after facts that
+are repeated, facts that are asked for, and tables of one year, each of which is a step towards the next.
 """
 
 import random

@@ -69,8 +69,8 @@ def tables_model(
 ) -> LlamaForCausalLM:
     """Untrained Llama of about 560,000 parameters in float32 for `tables_tokenizer`, which learns to look up soon.
 
-    Attention that finds a word again and reads what stands behind it (an induction circuit, Olsson et al. 2022) takes
-    many thousands of steps to emerge from the usual initialisation. Here two layers start as one:
+    Two layers start close to attention that finds a word again and reads what stands behind it (an induction circuit,
+    Olsson et al. 2022), which a training would otherwise have to form first:
 
     - First layer: the biases of queries and keys make head j look j tokens back, and what it sees is written down.
     - Second layer: queries are what is written there (the first head's: the token itself), keys the sum of what all
