@@ -21,7 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import torch
-from common import Claim, require_equal, run_command
+from claims import Claim
+from common import require_equal, run_command
 from dpo_gpu_shapes import measure_shapes
 from dpo_reward_model import measure_reward_model
 from dpo_shapes import FULL, QUICK, SMALLEST, Lengths, Shape, Workload
@@ -37,7 +38,7 @@ from dpo_workloads import (
     random_model,
 )
 from memory import check_peak_recorder
-from timing import StepTimes, ratios, raw_times, rounds, train_interleaved
+from timing import StepTimes, raw_times, seconds, time_ratio, train_interleaved
 
 SHARE_OF_LIMIT = 0.9
 RAGGED_SPEED_UP = 1.4
@@ -64,8 +65,9 @@ def measure_speed(shape: Shape, lengths: Lengths, turns: int, *, head: str | Non
         "loss": require_equal(f"loss, {name}", ours.loss, theirs.loss),
         "gradient": require_equal(f"gradient, {name}", ours.gradient, theirs.gradient),
     }
-    turns = 3 * turns if lengths.batches == 1 else turns * lengths.batches
-    times = train_interleaved({side: trainer(side) for side in sides}, turns)
+    # A round over one batch is short, and is taken more often.
+    rounds = 2 * turns if lengths.batches == 1 else turns
+    times = train_interleaved({side: trainer(side) for side in sides}, rounds * lengths.batches)
     setting = shape.setting() | lengths.setting() | {"head_projects": head}
     return _speed_claims(name, lengths, counted, times, setting), differences
 
@@ -75,25 +77,25 @@ def _speed_claims(
 ) -> list[Claim]:
     (theirs, ours), batches = SIDES[:2], lengths.batches
     limit = counted[theirs].flops / counted[ours].flops
-    values = ratios(rounds(times[theirs].cpu_s, batches), rounds(times[ours].cpu_s, batches))
-    wall = ratios(rounds(times[theirs].wall_s, batches), rounds(times[ours].wall_s, batches))
+    ratio = time_ratio(times[theirs], times[ours], turns_of_a_round=batches)
     limit_is = "floating-point operations of TRL's padded steps over those of ours"
     is_ragged = lengths.name.startswith("ragged")
     claims = [
         Claim(
             name=f"time of a step, TRL / alignkit: {name}",
-            values=values,
+            measured_in=ratio.measured_in,
+            values=ratio.values,
             relation=">=",
             target=RAGGED_SPEED_UP if is_ragged else round(SHARE_OF_LIMIT * limit, 4),
             limit=limit,
             limit_is=limit_is + ("" if is_ragged else f"; the target is {SHARE_OF_LIMIT} of it"),
             setting=setting,
             raw=raw_times(times),
-            also={
-                "median_of_wall_time": statistics.median(wall),
+            also=ratio.also
+            | {
                 "flops_per_step": {side: counted[side].flops / batches for side in counted},
                 "counted_flops_per_s": {
-                    side: counted[side].flops / batches / statistics.mean(times[side].cpu_s) for side in counted
+                    side: counted[side].flops / batches / statistics.mean(seconds(times[side])) for side in counted
                 },
             },
         )
@@ -102,7 +104,8 @@ def _speed_claims(
         claims.append(
             Claim(
                 name=f"the slowest of these steps, TRL / alignkit: {name}",
-                values=[min(values)],
+                measured_in=ratio.measured_in,
+                values=[min(ratio.values)],
                 relation=">=",
                 target=1.0,
                 limit=limit,
@@ -125,6 +128,7 @@ def measure_memory(shape: Shape, lengths: Lengths) -> Claim:
     every = {side: micro_batch_peak(side, shape, rows, lengths.pairs) for side in sides}
     return Claim(
         name=f"peak bytes above weights, gradients and optimiser state, alignkit / TRL: {shape.title}, {lengths.name}",
+        measured_in="bytes",
         values=[peaks["alignkit"] / peaks["TRL"]],
         relation="<=",
         target=PEAK_OVER_TRL,

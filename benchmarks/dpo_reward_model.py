@@ -5,12 +5,13 @@ import statistics
 from itertools import combinations
 from typing import Any
 
-from common import Claim, require_equal
+from claims import Claim
+from common import require_equal
 from datasets import Dataset
 from dpo_shapes import LETTERS, Workload
 from dpo_workloads import Counted
 from reward_model_workloads import HEADS, new_trainer
-from timing import StepTimes, ratios, raw_times, train_interleaved
+from timing import StepTimes, raw_times, time_ratio, train_interleaved
 
 SHARE_OF_LIMIT = 0.85
 COMPLETIONS = (2, 4)
@@ -43,15 +44,16 @@ def _measure(work: Workload, k: int) -> Claim:
             f"gradient of the reward model, {k} completions, {side}", counted[side].gradient, counted[SHARED].gradient
         )
     trainers = {side: new_trainer(config=config, **settings) for side, settings in sides.items()}
-    return _claim(work, k, counted, train_interleaved(trainers, 3 * work.turns))
+    return _claim(work, k, counted, train_interleaved(trainers, 2 * work.turns))
 
 
 def _claim(work: Workload, k: int, counted: dict[str, Counted], times: dict[str, StepTimes]) -> Claim:
     limit = counted[UNSHARED].flops / counted[SHARED].flops
-    against_trl = ratios(times[PAIRS].cpu_s, times[SHARED].cpu_s)
+    ratio, against_trl = (time_ratio(times[side], times[SHARED]) for side in (UNSHARED, PAIRS))
     return Claim(
         name=f"time of a reward model's step, K = {k} completions of a prompt, without sharing / with",
-        values=ratios(times[UNSHARED].cpu_s, times[SHARED].cpu_s),
+        measured_in=ratio.measured_in,
+        values=ratio.values,
         relation=">=",
         target=round(SHARE_OF_LIMIT * limit, 4),
         limit=limit,
@@ -65,10 +67,10 @@ def _claim(work: Workload, k: int, counted: dict[str, Counted], times: dict[str,
             "completion_tokens": work.reward_completion,
         },
         raw=raw_times(times),
-        also={
-            "trl_pairs_over_alignkit": statistics.median(against_trl),
+        also=ratio.also
+        | {
+            "trl_pairs_over_alignkit": statistics.median(against_trl.values),
             "limit_of_trl_pairs": counted[PAIRS].flops / counted[SHARED].flops,
-            "median_of_wall_time": statistics.median(ratios(times[UNSHARED].wall_s, times[SHARED].wall_s)),
         },
     )
 

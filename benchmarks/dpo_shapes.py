@@ -118,7 +118,7 @@ class Workload:
         backbones (`tuple[Shape, ...]`): with so small a vocabulary that the head hardly counts.
         with_head (`Shape`): with a large one.
         every_length (`tuple[Lengths, ...]`): with the former; `head_lengths` with the latter.
-        turns (`int`): timed rounds over the batches of each side; of a single batch three times as many.
+        turns (`int`): timed rounds over the batches of each side; of a single batch twice as many.
         sweep (`Lengths`): of the sweep, whose `batches` are the steps of a run; `betas` its runs.
         reward_prompt, reward_completion (`int`): tokens, for the reward model; `reward_prompts` prompts in a step.
         memory (`Lengths`): where peak memory is measured.
@@ -145,7 +145,7 @@ FULL = Workload(
     with_head=Shape("Qwen 3", 32_768),
     every_length=(replace(TATQA, pairs=2), SHORT, LONG, RAGGED),
     head_lengths=(replace(TATQA, pairs=2), SHORT),
-    turns=3,
+    turns=5,
     sweep=replace(TATQA, pairs=2),
     betas=BETAS,
     reward_prompt=512,

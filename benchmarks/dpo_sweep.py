@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 import torch
-from common import Claim, require_equal
+from claims import Claim
+from common import require_equal
 from dpo_shapes import Shape, Workload
 from dpo_workloads import SIDES, ReferenceForwards, Side, new_trainer, random_model
 from flops import flop_counter
@@ -78,6 +79,7 @@ def measure_sweep(work: Workload) -> list[Claim]:
     return [
         Claim(
             name=f"time of {len(work.betas)} runs over beta, both with precomputed log-probabilities, TRL / {side}",
+            measured_in="CPU time",
             values=[sum(theirs.cpu_s) / sum(sweeps[side].cpu_s)],
             relation=">=",
             target=target,

@@ -1,13 +1,13 @@
 """The population on a GPU, in the shapes of Qwen2.5 with random weights: its share of plain batched generate."""
 
-import time
-from collections.abc import Callable
+import statistics
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
-from common import Claim
+from claims import Claim
+from timing import raw_times, run_in_turns, seconds, time_ratio
 from torch import Tensor
 from transformers import CompileConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -57,7 +57,7 @@ def on_gpu() -> ShapeWork:
         rank=8,
         prompt_tokens=64,
         new_tokens=64,
-        turns=3,
+        turns=5,
         device="cuda",
         dtype=torch.bfloat16,
         compile_config=None,
@@ -110,11 +110,13 @@ def _claim(work: ShapeWork, name: str, model: Qwen2ForCausalLM, members: int, pr
     def population() -> Tensor:
         return evaluate_population(model, adapters, ids, mask, **settings)
 
-    seconds = _seconds({"plain": plain, "population": population}, work)
+    times = run_in_turns({"plain": plain, "population": population}, work.turns)
+    ratio = time_ratio(times["plain"], times["population"])
     tokens = members * prompts * work.new_tokens
     return Claim(
         name=f"tokens per second: the population / the base alone, {way}, {name}, {members} x {prompts} rows",
-        values=[a / b for a, b in zip(seconds["plain"], seconds["population"], strict=True)],
+        measured_in=ratio.measured_in,
+        values=ratio.values,
         relation=">=",
         target=TARGET,
         limit=1.0,
@@ -128,8 +130,9 @@ def _claim(work: ShapeWork, name: str, model: Qwen2ForCausalLM, members: int, pr
             "new_tokens": work.new_tokens,
             "decoding": way,
         },
-        raw={f"{side}_s": values for side, values in seconds.items()},
-        also={f"{side}_tokens_per_s": tokens / min(values) for side, values in seconds.items()},
+        raw=raw_times(times),
+        also=ratio.also
+        | {f"{side}_tokens_per_s": tokens / statistics.median(seconds(times[side])) for side in times},
     )
 
 
@@ -142,22 +145,3 @@ def _adapters(work: ShapeWork, model: Qwen2ForCausalLM, members: int) -> dict[st
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     }
-
-
-def _seconds(sides: dict[str, Callable[[], Tensor]], work: ShapeWork) -> dict[str, list[float]]:
-    """Wall times in turns, after a run of each that also compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(work.turns + 1):
-        for name, side in sides.items():
-            _wait(work)
-            start = time.perf_counter()
-            side()
-            _wait(work)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait(work: ShapeWork) -> None:
-    if work.device == "cuda":
-        torch.cuda.synchronize()

@@ -18,11 +18,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from common import Claim, FirstGradient, require_equal, run_command
+from claims import Claim
+from common import FirstGradient, require_equal, run_command
 from kl_barrier_shapes import CPU, GPU, QUICK, Shape, Side, Workload
 from kl_barrier_workloads import STEPS_PER_EPOCH, new_trainer, peak_memory, random_model
 from memory import check_peak_recorder
-from timing import StepTimes, ratios, raw_times, train_interleaved
+from timing import StepTimes, raw_times, seconds, time_ratio, train_interleaved
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
@@ -103,41 +104,44 @@ def _require_gate(trainer: SFTTrainer, side: Side) -> None:
 def _against_sft(shape: Shape, side: Side, times: dict[str, StepTimes]) -> Claim:
     limit = side.flops(shape) / SFT.flops(shape)
     excess = EXCESS[side.is_open and not side.is_cached]
+    ratio = time_ratio(times[side.name], times[SFT.name])
     return Claim(
         name=f"{shape.title}: time of a step, {side.name} / SFTTrainer",
-        values=ratios(times[side.name].wall_s, times[SFT.name].wall_s),
+        measured_in=ratio.measured_in,
+        values=ratio.values,
         relation="<=",
         target=round(excess * limit, 4),
         limit=limit,
         limit_is=f"floating-point operations; the target is {excess} of it",
         setting=shape.setting(),
         raw=raw_times({name: times[name] for name in (side.name, SFT.name)}),
-        also=_also(shape, times, side, SFT),
+        also=ratio.also | _speeds(shape, times, side, SFT),
     )
 
 
 def _against_composition(shape: Shape, side: Side, composition: Side, times: dict[str, StepTimes]) -> Claim:
     limit = composition.flops(shape) / side.flops(shape)
     share_of_limit = round(SHARE_OF_LIMIT * limit, 4)
+    ratio = time_ratio(times[composition.name], times[side.name])
     return Claim(
         name=f"{shape.title}: time of a step, composition of TRL's kernels / {side.name}",
-        values=ratios(times[composition.name].wall_s, times[side.name].wall_s),
+        measured_in=ratio.measured_in,
+        values=ratio.values,
         relation=">=",
         target=SPEED_UP[side.is_open] if shape.is_headline else share_of_limit,
         limit=limit,
         limit_is="floating-point operations; the composition needs the same for every aggregate, and is run with mean",
         setting=shape.setting(),
         raw=raw_times({name: times[name] for name in (composition.name, side.name)}),
-        also=_also(shape, times, composition, side),
+        also=ratio.also | _speeds(shape, times, composition, side),
     )
 
 
-def _also(shape: Shape, times: dict[str, StepTimes], top: Side, bottom: Side) -> dict[str, Any]:
-    """The ratio in CPU time, and how fast each side does the operations that its limit counts."""
+def _speeds(shape: Shape, times: dict[str, StepTimes], top: Side, bottom: Side) -> dict[str, Any]:
+    """How fast each side does the operations that its limit counts."""
     return {
-        "median_of_cpu_time": statistics.median(ratios(times[top.name].cpu_s, times[bottom.name].cpu_s)),
         "counted_flops_per_s": {
-            side.name: side.flops(shape) / statistics.median(times[side.name].wall_s) for side in (top, bottom)
+            side.name: side.flops(shape) / statistics.median(seconds(times[side.name])) for side in (top, bottom)
         },
     }
 
@@ -158,6 +162,7 @@ def _memory_claim(
     above, below = peaks[top.name], peaks[bottom.name]
     return Claim(
         name=f"{shape.title}: peak memory of a step above the model, {top.name} / {bottom.name}",
+        measured_in="bytes",
         values=[above["allocated_bytes"] / below["allocated_bytes"]],
         relation=relation,
         target=target,

@@ -19,13 +19,13 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from typing import Any
 
 import torch
-from common import Claim, run_command
+from claims import Claim
+from common import run_command
 from plan_workloads import CASES, QUICK, Case, measured_bytes
 
 from alignkit.plan.estimate import estimate
 
 TOLERANCE = 0.15
-NO_GPU = "not run: no GPU"
 
 
 def measure_case(case: Case) -> Claim:
@@ -35,6 +35,7 @@ def measure_case(case: Case) -> Claim:
     measured = measured_bytes(config, request)
     return Claim(
         name=f"peak bytes, |predicted / measured - 1|: {case.name}",
+        measured_in="bytes",
         values=[abs(predicted.total_bytes / measured - 1)],
         relation="<=",
         target=TOLERANCE,
@@ -48,9 +49,7 @@ def measure_case(case: Case) -> Claim:
 
 def measure(quick: bool) -> dict[str, Any]:
     """All measurements of this machine."""
-    record: dict[str, Any] = {"claims": [], "gpu": NO_GPU}
-    if torch.cuda.is_available():
-        record["gpu"] = torch.cuda.get_device_name()
+    record: dict[str, Any] = {"claims": []}
     for case in QUICK if quick else CASES:
         claim = measure_case(case)
         claim.print()

@@ -17,7 +17,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from common import Claim, FirstGradient, require_equal, run_command
+from claims import Claim
+from common import FirstGradient, require_equal, run_command
 from memory import check_peak_recorder
 from reward_model_shapes import measure_shapes, published_shapes
 from reward_model_workloads import (
@@ -32,7 +33,7 @@ from reward_model_workloads import (
     pairs_of_tiers,
     tiered_texts,
 )
-from timing import ratios, raw_times, train_interleaved
+from timing import StepTimes, raw_times, time_ratio, train_interleaved
 
 NO_GPU = "not run: no GPU"
 
@@ -46,42 +47,46 @@ def seven_heads(work: Workload) -> list[Claim]:
     step = train_interleaved({name: trainers[name] for name in ("alignkit", f"trl_{HEADS[0]}")}, 8 * work.runs)
     runs = train_interleaved(trainers, work.steps_per_run * work.runs)
 
-    def runs_of(name: str) -> list[float]:
-        times = runs[name].wall_s
-        return [sum(times[i : i + work.steps_per_run]) for i in range(0, len(times), work.steps_per_run)]
-
-    seven = [sum(times) for times in zip(*(runs_of(f"trl_{head}") for head in HEADS), strict=True)]
-    ours, theirs = step.values()
+    seven = _added([runs[f"trl_{head}"] for head in HEADS])
+    of_a_step = time_ratio(step["alignkit"], step[f"trl_{HEADS[0]}"])
+    of_runs = time_ratio(seven, runs["alignkit"], turns_of_a_round=work.steps_per_run)
     setting = work.setting(
         pairs_per_step=work.pairs, tokens_per_text=work.pair_tokens, comparisons_per_pair=len(HEADS)
     )
     return [
         Claim(
             name="time of a step: alignkit with 7 heads / TRL with 1, on the same pairs",
-            values=ratios(ours.wall_s, theirs.wall_s),
+            measured_in=of_a_step.measured_in,
+            values=of_a_step.values,
             relation="<=",
             target=1.03,
             limit=1.0,
             limit_is="the backbone runs on the same tokens; six more rows of `score` on the pooled positions are free",
             setting=setting,
             raw=raw_times(step),
-            also={"median_of_cpu_time": statistics.median(ratios(ours.cpu_s, theirs.cpu_s))},
+            also=of_a_step.also,
         ),
         Claim(
             name="time of training: 7 runs of TRL, one per head / one run of alignkit with 7 heads",
-            values=ratios(seven, runs_of("alignkit")),
+            measured_in=of_runs.measured_in,
+            values=of_runs.values,
             relation=">=",
             target=6.5,
             limit=7.0,
             limit_is="seven passes over the pairs against one; tokenising, seven times against once, is left out",
             setting=setting | {"steps_per_run": work.steps_per_run},
             raw=raw_times(runs),
-            also={
-                "ratio_of_all_cpu_time": sum(sum(runs[f"trl_{head}"].cpu_s) for head in HEADS)
-                / sum(runs["alignkit"].cpu_s)
-            },
+            also=of_runs.also,
         ),
     ]
+
+
+def _added(sides: list[StepTimes]) -> StepTimes:
+    """Turn by turn, as if the sides were one."""
+    return StepTimes(
+        [sum(turn) for turn in zip(*(side.wall_s for side in sides), strict=True)],
+        [sum(turn) for turn in zip(*(side.cpu_s for side in sides), strict=True)],
+    )
 
 
 def tiers(work: Workload) -> list[Claim]:
@@ -125,12 +130,14 @@ def tiers(work: Workload) -> list[Claim]:
 
 
 def _tiers_claim(work: Workload, comparisons: int, times: dict[str, Any], differences: dict[str, float]) -> Claim:
-    wall = {name: ratios(times[name].wall_s, times["alignkit"].wall_s) for name in differences}
-    best = min(wall, key=lambda name: statistics.median(wall[name]))
+    found = {name: time_ratio(times[name], times["alignkit"]) for name in differences}
+    medians = {name: statistics.median(ratio.values) for name, ratio in found.items()}
+    best = min(medians, key=lambda name: medians[name])
     encoded = work.positives + work.negatives
     return Claim(
         name="time of a step: TRL pairs, better of two micro-batch sizes / alignkit's shared negatives",
-        values=wall[best],
+        measured_in=found[best].measured_in,
+        values=found[best].values,
         relation=">=",
         target=18.0,
         limit=2 * comparisons / encoded,
@@ -143,9 +150,9 @@ def _tiers_claim(work: Workload, comparisons: int, times: dict[str, Any], differ
             best=best,
         ),
         raw=raw_times(times),
-        also={
-            "median_of_cpu_time": statistics.median(ratios(times[best].cpu_s, times["alignkit"].cpu_s)),
-            "median_of_each": {name: statistics.median(values) for name, values in wall.items()},
+        also=found[best].also
+        | {
+            "median_of_each": medians,
             "relative_difference_of_gradients": differences,
         },
     )
@@ -167,12 +174,14 @@ def score_cache(work: Workload) -> list[Claim]:
     )
     difference = require_equal("gradient with and without score cache", *(g.gradient for g in gradients.values()))
     peaks = {name: micro_batch_peak(dataset, encode_batch_size=size, **settings) for name, size in chunks.items()}
+    ratio = time_ratio(times["with"], times["without"])
     setting = work.setting(
         texts_per_batch=2 * work.cache_pairs, encode_batch_size=chunk, tokens_per_text=work.pair_tokens
     )
     return [
         Claim(
             name="peak bytes above weights, gradients and optimiser state: with score cache / without",
+            measured_in="bytes",
             values=[peaks["with"] / peaks["without"]],
             relation="<=",
             target=0.35,
@@ -184,17 +193,19 @@ def score_cache(work: Workload) -> list[Claim]:
         ),
         Claim(
             name="time of a step: with score cache / without",
-            values=ratios(times["with"].wall_s, times["without"].wall_s),
+            measured_in=ratio.measured_in,
+            values=ratio.values,
             relation="<=",
             target=1.5,
             limit=4 / 3,
             limit_is="forward, forward, backward (two forwards) against forward, backward",
             setting=setting,
             raw=raw_times(times),
-            also={"median_of_cpu_time": statistics.median(ratios(times["with"].cpu_s, times["without"].cpu_s))},
+            also=ratio.also,
         ),
         Claim(
             name="largest difference of the gradient with and without score cache / largest entry",
+            measured_in="gradient entries",
             values=[difference],
             relation="<=",
             target=1e-5,

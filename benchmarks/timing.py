@@ -1,10 +1,12 @@
-"""Time of training steps: trainers that run in turns, step by step."""
+"""Time: trainers and functions that run in turns, and the ratio of two sides."""
 
+import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -107,6 +109,49 @@ def train_interleaved(
     for name, clock in clocks.items():
         trainers[name].remove_callback(clock)
     return {name: clock.times for name, clock in clocks.items()}
+
+
+def run_in_turns(sides: dict[str, Callable[[], Any]], n_turns: int) -> dict[str, StepTimes]:
+    """Time all functions in turns, A B C A B C ..., after one call of each that is not timed."""
+    times = {name: StepTimes() for name in sides}
+    for turn in range(n_turns + 1):
+        for name, side in sides.items():
+            start = _now()
+            side()
+            wall, cpu = (end - begin for begin, end in zip(start, _now(), strict=True))
+            if turn:
+                times[name].wall_s.append(wall)
+                times[name].cpu_s.append(cpu)
+    return times
+
+
+# ---- The ratio of two sides ----
+
+
+def seconds(times: StepTimes) -> list[float]:
+    """What claims are made of: CPU time, to which other processes add nothing; wall time where a GPU does the work."""
+    return times.wall_s if torch.cuda.is_available() else times.cpu_s
+
+
+class TimeRatio(NamedTuple):
+    """Of two sides, turn by turn; `also` holds the median of the ratios in the other kind of time."""
+
+    values: list[float]
+    measured_in: Literal["CPU time", "wall time"]
+    also: dict[str, float]
+
+
+def time_ratio(top: StepTimes, bottom: StepTimes, *, turns_of_a_round: int = 1) -> TimeRatio:
+    """The time of one side over that of another, in [`seconds`].
+
+    Args:
+        turns_of_a_round (`int`): turns that are added up before they are compared.
+    """
+    wall = ratios(rounds(top.wall_s, turns_of_a_round), rounds(bottom.wall_s, turns_of_a_round))
+    cpu = ratios(rounds(top.cpu_s, turns_of_a_round), rounds(bottom.cpu_s, turns_of_a_round))
+    if torch.cuda.is_available():
+        return TimeRatio(wall, "wall time", {"median_of_cpu_time": statistics.median(cpu)})
+    return TimeRatio(cpu, "CPU time", {"median_of_wall_time": statistics.median(wall)})
 
 
 def raw_times(times: dict[str, StepTimes]) -> dict[str, dict[str, list[float]]]:

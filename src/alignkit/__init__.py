@@ -50,4 +50,12 @@ _MODULE_OF = {
     "plain_nll_kl": "alignkit.fused_head",
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+_get, __dir__ = lazy_names(__name__, _MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if _MODULE_OF.get(name, "").endswith((".config", ".trainer")):  # which may fail to import over another TRL
+        from alignkit.versions import check_versions
+
+        check_versions()
+    return _get(name)

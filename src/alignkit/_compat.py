@@ -18,6 +18,8 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path
 
+from alignkit.versions import check_versions
+
 __all__ = [
     "adapter_prefixes",
     "adapters_have_a_flag",
@@ -34,6 +36,8 @@ __all__ = [
     "trl_head_as_on_a_gpu",
     "without_adapter_wrappers",
 ]
+
+check_versions()
 
 
 @contextmanager
@@ -125,14 +129,23 @@ def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
     There the first evaluation forward repacks them for a kernel without autograd, and every later training step has
-    wrong gradients and no error.
+    wrong gradients and no error. Nor can it be undone: the scales have been rounded, and without double quantisation
+    `state_dict()` mixes them up.
+
+    Raises:
+        ValueError: the weights are repacked already.
     """
     if not getattr(model, "is_loaded_in_4bit", False):
         return
     import bitsandbytes as bnb  # prints a line about optional kernels at import, so only for those who use it
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"{name}: the 4-bit model was evaluated before, for which bitsandbytes repacked its weights on this "
+                    "CPU: it would be trained with wrong gradients; load it again and evaluate it after the training"
+                )
             module.support_avx512bf16_for_cpu = False
 
 

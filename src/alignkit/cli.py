@@ -20,6 +20,7 @@ from alignkit.quiet import ignore_missing_kernels
 from alignkit.reward_model.probe_command import add_probe_arguments, run_probe
 from alignkit.stages.command import add_stages_commands
 from alignkit.stages.demo import add_demo_arguments, run_demo
+from alignkit.versions import UntestedVersionError
 
 TRAINING = {
     "reward": "train a multi-head reward model",
@@ -57,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             args = build_parser().parse_args(given)
             args.run(args)
-    except (OSError, ValueError) as error:
-        # Everywhere in alignkit these two say what was wrong, which value, and what to do. Others are bugs: traceback.
+    except (OSError, ValueError, UntestedVersionError) as error:
+        # Everywhere in alignkit these say what was wrong, which value, and what to do. Others are bugs: traceback.
         return _refuse(command, error)
     except ImportError as error:
         if "alignkit[" not in str(error):  # the extra to install

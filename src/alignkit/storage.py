@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -83,13 +83,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     for path in partial.rglob("*"):
-        _sync(path)
-    _sync(partial)
+        sync(path)
+    sync(partial)
     os.rename(partial, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

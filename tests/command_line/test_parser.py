@@ -1,5 +1,6 @@
 """What flags and files say, and what is refused."""
 
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -23,11 +24,11 @@ def test_the_help_has_every_field_with_those_of_the_method_first(method):
     titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     expected = ["options", "of this method", "data", "model", "LoRA and quantisation", "from TRL", "from transformers"]
     assert titles == [title for title in expected if method != "es" or title != "from TRL"]
-    inherited = set().union(*(getattr(base, "__dataclass_fields__", ()) for base in config.__mro__[1:]))
+    ours = [base for base in config.__mro__ if base.__module__.startswith("alignkit.")]
+    inherited = set().union(*(inspect.get_annotations(base) for base in config.__mro__ if base not in ours))
     own = {True: [], False: []}
-    for name in config.__annotations__:
-        if name in places:
-            own[name not in inherited].append(places[name])
+    for name in set().union(*map(inspect.get_annotations, ours)) & set(places):
+        own[name not in inherited].append(places[name])
     assert max(own[True]) < min(own[False]) <= max(own[False]) < text.index("\ndata:") < text.index("--dataset_name")
     assert places["output_dir"] > text.index("\nfrom transformers:")
 

@@ -116,7 +116,7 @@ def test_bad_input_ends_with_two_and_one_line_and_writes_nothing(write_config, t
         ("dpo", {"model_name_or_path": None}, "model_name_or_path is missing"),
         ("dpo", {"dataset_name": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
         ("dpo", {"columns": {"prompt": "question"}}, "columns.prompt is 'question', which is no column"),
-        ("dpo", {"resume_from_checkpoint": "true"}, "holds no checkpoint; leave it out"),
+        ("dpo", {"resume_from_checkpoint": "true"}, "holds no complete checkpoint; leave resume_from_checkpoint out"),
         ("dpo", {"resume_from_checkpoint": "nowhere"}, "which holds no trainer_state.json; give a checkpoint"),
         ("dpo", {"num_processes": 2}, "num_processes is 2 without accelerate_config"),
         ("dpo", {"beta_schedule": "linear"}, "beta_schedule is 'linear'; say where it ends with beta_end"),

@@ -23,6 +23,7 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 # Members that alignkit overrides, with the parameters that its overrides take.
 OVERRIDDEN = {
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],

@@ -48,7 +48,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
 
 def test_a_checkpoint_without_the_state_that_beta_needs_says_so(tmp_path):
     train_to_the_end(tmp_path / "run", "dynamic_with_dropout")
-    state = tmp_path / "run" / "checkpoint-8" / "dpo_state.json"
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    (checkpoint / "manifest.json").unlink()  # which would notice first
+    state = checkpoint / "dpo_state.json"
     state.write_text("{}")
     with pytest.raises(ValueError, match=r"dpo_state\.json is damaged .*average_margin_nats"):
         train_to_the_end(tmp_path / "run", "dynamic_with_dropout", resume=True)

@@ -1,7 +1,6 @@
 """What cannot work is refused in words, before anything is computed where that is possible."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
@@ -11,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, OPTConfig, OPTForCausalLM
 
 from alignkit import ESLoRAConfig
+from alignkit.reliability import NonFiniteError
 from alignkit.tasks.toy import byte_tokenizer
 from tests.es_lora.conftest import LORA, lively_lm, prompts, trained
 
@@ -214,15 +214,12 @@ def test_a_full_disk_while_saving_loses_nothing_that_is_older(make_trainer, monk
     assert all(torch.equal(weight, trained(whole)[name]) for name, weight in trained(again).items())
 
 
-def test_a_rewards_function_that_fails_for_everyone_moves_nothing_and_shows_it(make_trainer):
+def test_a_rewards_function_that_fails_for_everyone_moves_nothing_and_stops_the_run(make_trainer):
     trainer = make_trainer(reward_funcs=lambda completions, **columns: [float("nan")] * len(completions), max_steps=1)
     before = trained(trainer)
-    trainer.train()
+    with pytest.raises(NonFiniteError, match=r"step 1: no member has a fitness: the rewards of each \(<lambda>\)"):
+        trainer.train()
     assert all(torch.equal(weight, before[name]) for name, weight in trained(trainer).items())
-    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    assert log["failed_members"] == 6 and log["loss"] != log["loss"]
-    record = json.loads((trainer._folder / "results.jsonl").read_text().splitlines()[0])
-    assert record["fitness"] == [None] * 6 and record["mean"] is None
 
 
 def test_rows_fewer_than_a_step_asks_for_are_said_to_repeat(make_trainer, caplog):

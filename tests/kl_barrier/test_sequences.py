@@ -53,6 +53,11 @@ def test_a_document_starts_where_position_ids_restart():
     assert (found.count, found.n_labelled.item()) == (3, 3)
 
 
+def test_a_padding_free_batch_of_one_token_is_a_sequence_without_a_label():
+    found = sequences_of(batch([[NO]], position_ids=[[0]]))
+    assert (found.index.tolist(), found.count, found.n_labelled.item()) == ([], 1, 0)
+
+
 def test_the_boundaries_of_flash_attention_give_the_same_count_of_documents():
     columns = {"position_ids": [[0, 1, 2, 0, 1, 0, 1, 2]]}
     labels = [[NO, 1, 2, NO, 4, NO, NO, NO]]

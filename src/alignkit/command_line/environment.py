@@ -13,9 +13,17 @@ from packaging.requirements import Requirement
 
 from alignkit._version import __version__
 from alignkit.provenance import git_commit, installed_version, package_versions
+from alignkit.versions import ALLOW_UNTESTED_TRL, is_tested, requirements, tested_ranges, untested_packages
 
 # Of these the content says how numbers came about, and none is a place where people keep tokens.
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "WORLD_SIZE")
+VARIABLES = (
+    ALLOW_UNTESTED_TRL,
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "WORLD_SIZE",
+)
 ACCELERATE_KEYS = ("distributed_type", "num_machines", "num_processes", "mixed_precision", "use_cpu")
 
 
@@ -31,6 +39,7 @@ def environment() -> dict[str, str]:
         if name != "alignkit":
             rows[name] = with_range(version, tested.get(name))
     rows |= {f"extra {name}": text for name, text in extras().items()}
+    rows |= {f"untested {name}": line for name, line in untested_packages().items()}
     rows["device"] = describe_device()
     rows |= torch_rows()
     rows["accelerate config"] = accelerate_default()
@@ -44,16 +53,11 @@ def environment_text() -> str:
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows.items())
 
 
-def tested_ranges() -> dict[str, Requirement]:
-    """Package -> the versions that this version of alignkit is tested with."""
-    return {requirement.name: requirement for requirement in _requirements() if requirement.marker is None}
-
-
 def with_range(version: str, requirement: Requirement | None) -> str:
     """A version, and whether it is one of those that alignkit is tested with."""
     if requirement is None or not requirement.specifier or version == "not installed":
         return version
-    if requirement.specifier.contains(version, prereleases=True):
+    if is_tested(version, requirement):
         return f"{version} (tested: {requirement.specifier})"
     return f"{version} OUTSIDE OF WHAT IS TESTED: {requirement.specifier}"
 
@@ -62,14 +66,10 @@ def extras() -> dict[str, str]:
     """Extra -> `installed`, or the packages that it lacks."""
     described = {}
     for extra in sorted(metadata.metadata("alignkit").get_all("Provides-Extra") or []):
-        of_extra = [one for one in _requirements() if one.marker and one.marker.evaluate({"extra": extra})]
+        of_extra = [one for one in requirements() if one.marker and one.marker.evaluate({"extra": extra})]
         missing = [one.name for one in of_extra if installed_version(one.name) == "not installed"]
         described[extra] = f"lacks {', '.join(missing)}" if missing else "installed"
     return described
-
-
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in metadata.requires("alignkit") or []]
 
 
 def describe_device() -> str:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from alignkit.command_line.environment import environment_text
+from alignkit.reliability import newest_complete_checkpoint
 from alignkit.storage import read_json, write_text
 
 CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE = "config.yaml", "environment.txt", "log.txt"
@@ -24,7 +23,7 @@ def describe_run(folder: Path, config: str) -> None:
 
 
 def checkpoint_to_resume(args: Any) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` names; `true` is the last one in the folder of the run.
+    """The checkpoint that `resume_from_checkpoint` names; `true` is the newest complete one of the run.
 
     Raises:
         ValueError: there is none, or it is the end of the training, from which transformers would take one step more.
@@ -32,11 +31,7 @@ def checkpoint_to_resume(args: Any) -> str | None:
     asked = args.resume_from_checkpoint
     if asked is None:
         return None
-    folder = Path(args.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    checkpoint = last if asked.lower() == "true" else asked
-    if checkpoint is None:
-        raise ValueError(f"resume_from_checkpoint is true, but {folder} holds no checkpoint; leave it out")
+    checkpoint = str(newest_complete_checkpoint(args.output_dir)) if asked.lower() == "true" else asked
     if not (Path(checkpoint) / STATE_FILE).is_file():
         raise ValueError(f"resume_from_checkpoint is {asked}, which holds no {STATE_FILE}; give a checkpoint")
     state = read_json(Path(checkpoint) / STATE_FILE)

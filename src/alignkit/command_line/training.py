@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkit.command_line.one_line import BAD_INPUT
 from alignkit.quiet import ignore_old_names, switch_bars_off
+from alignkit.versions import check_versions
 
 
 def run_training(name: str, arguments: Sequence[str]) -> None:
@@ -40,6 +41,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     """The arguments of a training command, checked as far as nothing has to be loaded."""
     from alignkit.command_line.methods import parser_of
 
+    check_versions()
     ignore_old_names()
     parsed = parser_of(name).parse(arguments)
     if parsed.model.model_name_or_path is None:

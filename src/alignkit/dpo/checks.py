@@ -6,6 +6,7 @@ from datasets import Dataset, IterableDataset
 from torch.distributed.tensor import DTensor
 
 from alignkit.dpo.config import SORTING_LOSSES, ScheduledDPOConfig
+from alignkit.row_checks import check_fills_a_batch, check_token_ids
 
 
 def refuse_what_cannot_work(trainer: Any, *, has_own_collator: bool) -> None:
@@ -37,6 +38,11 @@ def refuse_what_cannot_work(trainer: Any, *, has_own_collator: bool) -> None:
             raise ValueError(
                 "precompute_ref_log_probs knows rows by keys that data_collator does not make; leave it out"
             )
+    check_fills_a_batch(args, trainer.train_dataset)
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    for split, dataset in {"train": trainer.train_dataset, **sets}.items():
+        ids = ["prompt_ids", "chosen_ids", "rejected_ids"]
+        check_token_ids(dataset, ids, trainer.model, trainer.processing_class, split)
     columns = trainer.train_dataset.column_names or ()
     check_beta_column(args, columns)
     has_betas = has_own_collator and "beta" in columns

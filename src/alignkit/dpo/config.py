@@ -9,12 +9,13 @@ from alignkit.dpo.beta import BETA_SCHEDULES, BetaSchedule
 from alignkit.dpo.low_memory import apply_low_memory
 from alignkit.dpo.truncation import PromptTruncation, check_limits
 from alignkit.reference import REFERENCE_KINDS
+from alignkit.reliability.config import ReliableArguments
 
 SORTING_LOSSES = ("aot", "aot_unpaired")
 
 
 @dataclass
-class ScheduledDPOConfig(DPOConfig):
+class ScheduledDPOConfig(ReliableArguments, DPOConfig):
     r"""
     Configuration class for [`ScheduledDPOTrainer`].
 
@@ -73,7 +74,7 @@ class ScheduledDPOConfig(DPOConfig):
         ref_cache_dir (`str`, *optional*):
             Folder of those files; by default `$ALIGNKIT_CACHE/ref_logps`, or `~/.cache/alignkit/ref_logps`.
 
-    `logging_nan_inf_filter` defaults to `False`, so that a run that diverges shows it.
+    `logging_nan_inf_filter` defaults to `False` and `enable_jit_checkpoint` to `True`; see [`ReliableArguments`].
     """
 
     beta_schedule: BetaSchedule = field(
@@ -112,11 +113,6 @@ class ScheduledDPOConfig(DPOConfig):
     ema_decay: float = field(default=0.99, metadata={"help": "Decay of the moving average with ref='ema'."})
     ref_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of precomputed reference log-probabilities; by default per user."}
-    )
-
-    # The parent's default shows a step whose loss is NaN as the mean of the steps before it, at first as 0.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether to hide NaN and infinite losses from the log."}
     )
 
     def __post_init__(self):

@@ -32,25 +32,26 @@ class PairMetrics:
     def add_pairs(self, chosen: Tensor, rejected: Tensor, n_real: int) -> None:
         """Add the log-ratios `(B,)` of a batch, whose first `n_real` pairs count."""
         sums = logratio_sums(chosen[:n_real], rejected[:n_real])
-        self._sums.add_mean("logratio", sums, sums.new_tensor([n_real]))
+        # Not a tensor of a list here and below, whose copy to the device would be waited for.
+        self._sums.add_mean("logratio", sums, sums.new_full((1,), n_real))
 
     @torch.no_grad()
     def add_beta(self, beta: Tensor | float, like: Tensor) -> None:
         """Add the β of the pairs of a micro-batch whose log-ratios are `like` `(B,)`."""
         values = like.new_zeros(len(like)) + beta
-        self._sums.add_mean("beta", values.sum()[None], values.new_tensor([len(like)]))
+        self._sums.add_mean("beta", values.sum()[None], values.new_full((1,), len(like)))
 
     @torch.no_grad()
     def add_divergence(self, reverse_kl: Tensor) -> None:
         """Add the divergences `(N,)` of a batch's completion tokens."""
         values = reverse_kl.double()
-        self._sums.add_mean("kl/reverse_on_data", values.sum()[None], values.new_tensor([len(values)]))
+        self._sums.add_mean("kl/reverse_on_data", values.sum()[None], values.new_full((1,), len(values)))
 
     @torch.no_grad()
     def add_cut(self, n_cut: Tensor, n_real: int) -> None:
         """Add how many tokens of the prompt and of the completions of each pair were cut, `(B, 2)`."""
         was_cut = (n_cut[:n_real] > 0).double().sum(0)
-        self._sums.add_mean("truncated", was_cut, was_cut.new_tensor([n_real]))
+        self._sums.add_mean("truncated", was_cut, was_cut.new_full((1,), n_real))
 
     def pop(self, accelerator: object) -> dict[str, float]:
         """The metrics since the last call. Collective."""

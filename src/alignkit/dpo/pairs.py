@@ -22,7 +22,8 @@ def check_pairs(
 ) -> None:
     """Refuse pairs from which nothing can be learned, and values of a `beta` column that are none.
 
-    Pairs that differ only in tokens that are cut have a constant loss and no gradient; they are counted in a warning.
+    Pairs that are cut are counted in a warning, and so are those that differ only in tokens that are cut: they have a
+    constant loss and no gradient.
 
     Args:
         dataset: with columns `prompt_ids`, `chosen_ids`, `rejected_ids` and perhaps `beta`.
@@ -37,6 +38,7 @@ def check_pairs(
     if "beta" in dataset.column_names:
         _check_beta(dataset, name)
     identical_when_cut: list[int] = []
+    n_cut = 0
     for start, prompt, chosen, rejected in _chunks(dataset):
         n_prompt = _lengths(prompt)
         n_chosen, n_rejected = _lengths(chosen), _lengths(rejected)
@@ -46,6 +48,7 @@ def check_pairs(
         for limit in (max_prompt_length, None if max_length is None else max_length - 1):
             kept_prompt = kept_prompt if limit is None else np.minimum(kept_prompt, limit)
         room = np.iinfo(np.int64).max if max_length is None else max_length - kept_prompt
+        n_cut += int(((n_prompt > kept_prompt) | (np.maximum(n_chosen, n_rejected) > room)).sum())
         for row in _equal_starts(chosen, rejected, np.minimum(n_chosen, room), np.minimum(n_rejected, room)):
             if chosen[row].values.equals(rejected[row].values):
                 raise ValueError(
@@ -53,6 +56,11 @@ def check_pairs(
                     "nothing to prefer; leave such rows out of the dataset"
                 )
             identical_when_cut.append(start + row)
+    if n_cut:
+        logger.warning(
+            "%d of %d pairs of the %s (%.1f %%) are cut to max_length=%s and max_prompt_length=%s",
+            *(n_cut, len(dataset), name, 100 * n_cut / len(dataset), max_length, max_prompt_length),
+        )
     if identical_when_cut:
         logger.warning(
             "%d of %d pairs of the %s, the first of them row %d, differ only in tokens that are cut, and nothing is "

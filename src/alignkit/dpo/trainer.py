@@ -32,12 +32,15 @@ from alignkit.dpo.pairs import check_pairs
 from alignkit.dpo.policy import PairPolicy
 from alignkit.dpo.reference_logps import ReferenceLogps, reference_folder, sum_completions
 from alignkit.dpo.references import manage_reference, models_of, reference_for_parent
+from alignkit.dpo.rows import prepare_checked
 from alignkit.metrics import count_real_rows
 from alignkit.reference.checkpoints import SeveralAdapters
+from alignkit.reliability.trainer import ReliableTraining
+from alignkit.row_checks import refuse_empty
 from alignkit.steps import StepCallback, share_done
 
 
-class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
+class ScheduledDPOTrainer(SeveralAdapters, ReliableTraining, DPOTrainer):
     r"""
     Trainer for direct preference optimisation with a β that may change, shared prompts, and metrics that can be
     compared between values of β.
@@ -97,6 +100,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         elif not isinstance(args, ScheduledDPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; give a ScheduledDPOConfig, which has all its fields")
         check_process_count(args.device, args.world_size)
+        refuse_empty(kwargs.get("train_dataset"), "train")
         if args.low_memory:
             add_low_memory_arguments(model, args, kwargs)
         # The parent does this for a streamed train set only; dispatching cannot join batches of different shapes.
@@ -105,7 +109,8 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
         self._control = BetaControl(args)
         self._batch_beta: float | Tensor | None = None
         copied = reference_for_parent(model, ref_model, adds_adapter=kwargs.get("peft_config") is not None)
-        with shown_to_parent(args, precompute_ref_log_probs=False):  # whose cache is one of sums
+        # Whose cache is one of sums.
+        with shown_to_parent(args, precompute_ref_log_probs=False, enable_jit_checkpoint=False):
             super().__init__(model, copied, args, data_collator, **kwargs)
         refuse_what_cannot_work(self, has_own_collator=not self._cuts_rows)
         keep_cpu_4bit_gradients_right(self.model)
@@ -277,7 +282,7 @@ class ScheduledDPOTrainer(SeveralAdapters, DPOTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         with shown_to_parent(args, max_length=None):  # by which the parent would drop rows
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            prepared = prepare_checked(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
         if isinstance(prepared, Dataset) and self._cuts_rows:  # a stream is read once, row by row
             limits = {"max_length": args.max_length, "max_prompt_length": args.max_prompt_length}
             check_pairs(prepared, f"{dataset_name} dataset", **limits)

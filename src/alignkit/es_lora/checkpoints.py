@@ -1,7 +1,6 @@
 """What a checkpoint needs besides the adapter, the optimiser and the `Trainer`'s state."""
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignkit.es_lora.centre import Centre
-
-logger = logging.getLogger(__name__)
+from alignkit.storage import read_json
 
 STATE_FILE = "es_lora.json"
 ANCHOR_FILE = "es_lora_anchor.safetensors"
-TRAINER_STATE = "trainer_state.json"
 
 # A run that goes on with another of these would draw other noise or see other prompts.
 RUN_SETTINGS = (
@@ -28,26 +25,6 @@ RUN_SETTINGS = (
     "rollouts_per_prompt",
     "seed",
 )
-
-
-def last_complete_checkpoint(folder: str | Path) -> str:
-    """The newest checkpoint that was written to its end; a run may have been killed while it wrote a newer one.
-
-    Raises:
-        ValueError: none.
-    """
-    found = sorted(
-        (path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
-        key=lambda path: -int(path.name.removeprefix("checkpoint-")),
-    )
-    for path in found:
-        try:
-            json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))  # the last file of a checkpoint
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s was not written to its end; resuming from an earlier checkpoint", path)
-            continue
-        return str(path)
-    raise ValueError(f"{folder} has no complete checkpoint; train without resume_from_checkpoint")
 
 
 def save_state(
@@ -66,13 +43,16 @@ def load_state(folder: str | Path, args: Any, centre: Centre) -> tuple[dict[str,
     """Sigma of each module, and the anchor.
 
     Raises:
-        ValueError: no state, or that of a run with other settings or another adapter.
+        ValueError: no state, a damaged one, or that of a run with other settings or another adapter.
     """
     folder = Path(folder)
     path = folder / STATE_FILE
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {folder} is no checkpoint of ESLoRATrainer")
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = read_json(path)
+    missing = {"settings", "modules", "sigmas"} - state.keys()
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {' and no '.join(sorted(missing))}")
     for name, saved in state["settings"].items():
         if getattr(args, name) != saved:
             raise ValueError(
@@ -87,9 +67,13 @@ def load_state(folder: str | Path, args: Any, centre: Centre) -> tuple[dict[str,
                 f"{folder} is a checkpoint of an adapter whose {name} has {saved or 'no LoRA'}; it has "
                 f"{now or 'none'} now: give the same peft_config, or start a new run from its adapter"
             )
-    anchor = load_file(folder / ANCHOR_FILE) if (folder / ANCHOR_FILE).is_file() else {}
+    anchor_path = folder / ANCHOR_FILE
+    anchor = load_file(anchor_path) if anchor_path.is_file() else {}
     if args.anchor_decay and not anchor:
-        raise ValueError(f"{folder} was saved with anchor_decay=0 and it is {args.anchor_decay} now; set it back to 0")
+        raise ValueError(
+            f"{anchor_path} does not exist, as if saved with anchor_decay=0, and it is {args.anchor_decay} now; set "
+            "it back to 0, or resume from an earlier checkpoint"
+        )
     return state["sigmas"], anchor
 
 

@@ -10,6 +10,7 @@ from alignkit.es_lora.backends import BackendName
 from alignkit.es_lora.centre import Perturb
 from alignkit.es_lora.fitness import FITNESS_SHAPINGS, FitnessShaping
 from alignkit.es_lora.sigmas import SigmaMode
+from alignkit.reliability.config import ReliableArguments
 
 SigmaSchedule = Literal["constant", "linear", "cosine"]
 CHOICES = {
@@ -36,7 +37,7 @@ class _PromptsAtATime(int):
 
 
 @dataclass
-class ESLoRAConfig(TrainingArguments):
+class ESLoRAConfig(ReliableArguments, TrainingArguments):
     r"""
     Configuration class for [`ESLoRATrainer`].
 
@@ -126,7 +127,8 @@ class ESLoRAConfig(TrainingArguments):
             No clipping: the norm of the estimate is set by the number of weights and P, not by the loss.
 
     `logging_steps` defaults to 10, as in TRL. `eval_steps` switches on evaluations every so many steps, without
-    `eval_strategy`. `logging_nan_inf_filter` defaults to `False`, so that a run in which all members fail shows it.
+    `eval_strategy`. `logging_nan_inf_filter` defaults to `False` and
+    `enable_jit_checkpoint` to `True`; see [`ReliableArguments`].
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
@@ -172,9 +174,6 @@ class ESLoRAConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]  # a number after __post_init__
         default=None, metadata={"help": "Cannot be set: use prompts_per_step."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether to hide NaN and infinite losses from the log."}
     )
 
     def __post_init__(self):

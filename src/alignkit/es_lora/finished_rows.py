@@ -121,7 +121,7 @@ class _Rows:
             output.logits = logits
 
     def _drop(self, cache: DynamicCache) -> None:
-        running = (~self._finished).nonzero().flatten().tolist()
+        running = [row for row, is_finished in enumerate(self._finished.tolist()) if not is_finished]
         if not 0 < len(running) <= _WORTH_DROPPING * len(self._batch):
             return
         prompts = self._n_rows // self._n_members
@@ -134,10 +134,11 @@ class _Rows:
             return
         place = {row: index for index, row in enumerate(self._batch)}
         device = self._finished.device
-        cache.batch_select_indices(torch.tensor([place[row] for row in batch], device=device))
-        self._batch, self._kept = batch, torch.tensor(batch, device=device)
+        places, self._kept = torch.tensor([[place[row] for row in batch], batch]).to(device)
+        cache.batch_select_indices(places)
+        self._batch, groups_of = batch, torch.tensor(members, device=device)
         for layer in self._layers:
-            layer.select(torch.tensor(members, device=device))
+            layer.select(groups_of)
 
 
 def _can_drop(cache: Any) -> bool:

@@ -207,13 +207,20 @@ def words_by_numpy(spans: Sequence[Span]) -> Tensor:
 
 def words_on_device(spans: Sequence[Span], device: torch.device) -> Tensor:
     """[`words_by_numpy`] from tensor operations."""
-    blocks = torch.tensor([n_tiles * _BLOCKS_PER_TILE for _, _, n_tiles in spans], device=device)
     total = sum(n_tiles for _, _, n_tiles in spans) * _BLOCKS_PER_TILE
     # NumPy adds 1 to the counter before its first block.
-    halves = [
-        (_signed(key & (2**64 - 1)), _signed(key >> 64), first * _BLOCKS_PER_TILE + 1) for key, first, _ in spans
+    streams = [
+        (
+            _signed(key & (2**64 - 1)),
+            _signed(key >> 64),
+            first * _BLOCKS_PER_TILE + 1,
+            n_tiles * _BLOCKS_PER_TILE,
+        )
+        for key, first, n_tiles in spans
     ]
-    starts = torch.tensor(halves, device=device).repeat_interleave(blocks, dim=0, output_size=total)
+    on_device = torch.tensor(streams, device=device)  # one copy, because each is waited for
+    blocks = on_device[:, 3]
+    starts = on_device.repeat_interleave(blocks, dim=0, output_size=total)
     within = torch.arange(total, device=device) - (blocks.cumsum(0) - blocks).repeat_interleave(
         blocks, output_size=total
     )

@@ -1,18 +1,21 @@
 """Prompts of a data set, tokenised once, and the order in which steps see them."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.es_lora.fitness import step_indices
 from alignkit.es_lora.noise import keyed_words
+from alignkit.row_checks import check_text, check_tokens, row_refused_by_template
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class PromptSet:
         tokenizer: of the model; conversational prompts go through its chat template.
         split (`str`): name of the set, for errors.
         longest (`int`, *optional*): tokens for which the model has room beside the completion.
+        n_embeddings (`int`): tokens that the model knows.
         chat_template_kwargs (`dict`, *optional*): for the chat template.
 
     Raises:
@@ -60,6 +64,7 @@ class PromptSet:
         split: str,
         *,
         longest: int | None,
+        n_embeddings: int,
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
         if rows is None:
@@ -68,6 +73,10 @@ class PromptSet:
             raise ValueError(f"{split} is a {type(rows).__name__} without a length; steps cycle through a known set")
         if not len(rows):
             raise ValueError(f"{split} has no rows")
+        if not isinstance(rows[0], Mapping):
+            raise ValueError(
+                f"{split} row 0 is {rows[0]!r:.80}; give rows with 'prompt', as datasets.Dataset has them"
+            )
         if "prompt" not in rows[0]:
             raise ValueError(f"{split} has the columns {sorted(rows[0])}; it needs 'prompt'")
         if taken := OF_THE_RUN & set(rows[0]):
@@ -78,7 +87,7 @@ class PromptSet:
         prompts = [rows[index]["prompt"] for index in range(len(rows))]
         self.conversational = is_conversational(prompts[0])
         self._ids = [
-            _checked(ids, split, index, longest)
+            _checked(ids, f"{split} row {index}", longest, n_embeddings, tokenizer)
             for index, ids in enumerate(_tokens(prompts, tokenizer, split, chat_template_kwargs or {}))
         ]
 
@@ -105,20 +114,26 @@ class PromptReader:
     """How the data sets of a run are read.
 
     Attributes:
-        tokenizer, longest, chat_template_kwargs: as for [`PromptSet`].
+        tokenizer, longest, n_embeddings, chat_template_kwargs: as for [`PromptSet`].
         eval_prompts: size of the subset that evaluations use.
         seed: that draws it.
     """
 
     tokenizer: Any
     longest: int | None
+    n_embeddings: int
     chat_template_kwargs: dict[str, Any] | None
     eval_prompts: int | None
     seed: int
 
     def read(self, rows: Any, split: str) -> PromptSet:
         return PromptSet(
-            rows, self.tokenizer, split, longest=self.longest, chat_template_kwargs=self.chat_template_kwargs
+            rows,
+            self.tokenizer,
+            split,
+            longest=self.longest,
+            n_embeddings=self.n_embeddings,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def evaluation(self, rows: Any, split: str = "eval_dataset") -> list[Prompt]:
@@ -204,7 +219,8 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int, device: torch.
     length = max(len(prompt) for prompt in prompts)
     rows = [[pad_token] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
+    ids, is_token = torch.tensor([rows, mask]).to(device)  # one copy, because each is waited for
+    return ids, is_token
 
 
 def _tokens(
@@ -214,21 +230,36 @@ def _tokens(
     for index, prompt in enumerate(prompts):
         if len(kinds) > 1 or not (isinstance(prompt, str) or is_conversational(prompt)):
             raise ValueError(
-                f"{split}, row {index}: prompt is {prompt!r:.80}; give texts, or lists of messages, throughout"
+                f"{split} row {index}: prompt is {prompt!r:.80}; give texts, or lists of messages, throughout"
             )
+        try:
+            check_text(prompt, "prompt", may_be_empty=True)
+        except ValueError as error:
+            raise ValueError(f"{split} row {index}: {error}") from error
     if kinds == {False}:
         return tokenizer(text=list(prompts))["input_ids"]
-    return tokenizer.apply_chat_template(
-        conversation=list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )["input_ids"]
+    if tokenizer.chat_template is None and "chat_template" not in chat_template_kwargs:
+        raise ValueError(f"{split}: the prompts are chat messages but the tokenizer has no chat_template; set one")
+    render = partial(
+        tokenizer.apply_chat_template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **chat_template_kwargs,
+    )
+    try:
+        return render(list(prompts))["input_ids"]
+    except TemplateError as error:
+        raise row_refused_by_template(prompts, split, render, error) from error
 
 
-def _checked(ids: list[int], split: str, index: int, longest: int | None) -> list[int]:
+def _checked(ids: list[int], where: str, longest: int | None, n_embeddings: int, tokenizer: Any) -> list[int]:
     if not ids:
-        raise ValueError(f"{split}, row {index}: the prompt has no tokens, and a completion needs one to follow")
+        raise ValueError(f"{where}: the prompt has no tokens, and a completion needs one to follow")
     if longest is not None and len(ids) > longest:
         raise ValueError(
-            f"{split}, row {index}: the prompt has {len(ids)} tokens and the model's context has room for {longest} "
+            f"{where}: the prompt has {len(ids)} tokens and the model's context has room for {longest} "
             "beside max_completion_length; shorten the prompt or the completion"
         )
+    check_tokens(ids, n_embeddings, tokenizer, where)
     return list(ids)

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignkit._compat import check_process_count
+from alignkit._compat import check_process_count, shown_to_parent
 from alignkit.es_lora.adapters import add_adapter, end_and_pad_tokens, load_base, longest_prompt
 from alignkit.es_lora.backends import BackendSettings, make_backend
 from alignkit.es_lora.centre import Centre
-from alignkit.es_lora.checkpoints import TRAINER_STATE, last_complete_checkpoint, load_state, save_state
+from alignkit.es_lora.checkpoints import load_state, save_state
 from alignkit.es_lora.config import ESLoRAConfig
 from alignkit.es_lora.evaluation import evaluate_centre, show_in_progress_bar
 from alignkit.es_lora.fitness import shape_fitness
@@ -39,9 +39,12 @@ from alignkit.es_lora.rollout import Rollout
 from alignkit.es_lora.step_metrics import mean_of_each
 from alignkit.es_lora.timing import Stopwatch, write_breakdown
 from alignkit.es_lora.update import Update, UpdateSettings
+from alignkit.reliability import NonFiniteError
+from alignkit.reliability.checkpoints import TRAINER_STATE
+from alignkit.reliability.trainer import ReliableTraining
 
 
-class ESLoRATrainer(Trainer):
+class ESLoRATrainer(ReliableTraining, Trainer):
     r"""
     Trainer for evolution strategies on LoRA weights, with any reward and without gradients of the model.
 
@@ -110,22 +113,24 @@ class ESLoRATrainer(Trainer):
         self.centre = Centre(adapted, args.perturb, noise_rank)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(name)
         end_tokens, self._pad_token = end_and_pad_tokens(adapted, tokenizer)
-        super().__init__(
-            model=adapted,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        with shown_to_parent(args, enable_jit_checkpoint=False):
+            super().__init__(
+                model=adapted,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("FSDP and DeepSpeed shard the model; start the ranks without them")
         for factor in self.centre.all_factors():
             factor.data = broadcast(factor.data)
         template: Any = args.chat_template_kwargs
         longest = longest_prompt(adapted, args.max_completion_length)
-        self._reader = PromptReader(tokenizer, longest, template, args.eval_prompts, args.seed)
+        n_embeddings = adapted.get_input_embeddings().num_embeddings
+        self._reader = PromptReader(tokenizer, longest, n_embeddings, template, args.eval_prompts, args.seed)
         self._train_prompts = self._reader.read(train_dataset, "train_dataset")
         self._eval_prompts = self._reader.evaluations(eval_dataset)
         self._update = Update(self.centre, _settings(UpdateSettings, args))
@@ -170,9 +175,6 @@ class ESLoRATrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         with self.stopwatch.during("setup"):
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = last_complete_checkpoint(self._folder)
-            self._begin(resume_from_checkpoint or None)
             self._is_recording = True
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             is_new = self.args.load_best_model_at_end or self._evaluated_at != self.state.global_step
@@ -186,11 +188,6 @@ class ESLoRATrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         self.centre.train_what_is_perturbed(self.model)  # PEFT makes all of an adapter trainable when it loads one
         return super().create_optimizer(model)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # From a checkpoint of the last step the Trainer would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Evaluate the population on a micro-batch of prompts; on the last of a step write the estimate."""
@@ -213,6 +210,11 @@ class ESLoRATrainer(Trainer):
             return torch.zeros((), device=args.device)
         rewards = step.rewards()
         outcome = step_outcome(rewards, self.rewards.weights, self.shape_fitness)
+        if outcome.failed == args.population_size:
+            raise NonFiniteError(
+                f"step {self.state.global_step + 1}: no member has a fitness: the rewards of each "
+                f"({', '.join(self.rewards.names)}) are NaN, infinite or failed for some completion, or None for all"
+            )
         self._update.write_gradients(outcome, *now)
         sigmas = self._update.sigmas_at(*now).values()
         self._record.add_step(
@@ -231,7 +233,7 @@ class ESLoRATrainer(Trainer):
         how = self.args.fitness_shaping
         return shape_fitness(per_prompt if how == "prompt_baseline" else fitness, how)
 
-    def _begin(self, checkpoint: str | None) -> None:
+    def before_training(self, checkpoint: str | None) -> None:
         """Cut the history to what a checkpoint has seen, and make ready for the step after it."""
         args, update, done = self.args, self._update, 0
         if checkpoint is not None:

@@ -99,6 +99,9 @@ def add_reference_head(model: PreTrainedModel) -> None:
     - `output_head_input=True`: return a [`HeadInput`] without an output embedding.
     - `against=HeadInput`, `kl_direction="reverse" | "forward" | "both"`: return an [`AgainstReferenceOutput`].
 
+    With both, `label_positions` may say where `labels[:, 1:]` has a label, as rows and columns `(N,)` each, row by row;
+    else they are looked for, which waits for the device.
+
     Args:
         model: a causal language model, before DDP or FSDP wraps it; inside PEFT, the base model.
     """
@@ -114,13 +117,15 @@ def add_reference_head(model: PreTrainedModel) -> None:
         output_head_input: bool = False,
         against: HeadInput | None = None,
         kl_direction: Literal["reverse", "forward", "both"] = "reverse",
+        label_positions: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         if not output_head_input and against is None:
             return earlier_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         mask = labels != IGNORED_LABEL
-        rows, columns = mask.nonzero(as_tuple=True)  # before the backbone, so that the GPU is waited for while idle
+        # Before the backbone, so that the GPU is waited for while idle.
+        rows, columns = label_positions or mask.nonzero(as_tuple=True)
         # FSDP and PEFT replace the backbone and the head after this patch, so both are looked up in every call.
         backbone: Any = self.base_model(*args, **kwargs | {"use_cache": False})
         head: Any = self.get_output_embeddings()

@@ -52,8 +52,8 @@ def sequence_barrier(kl: Tensor, sequences: Sequences, how: Aggregate, tau_nats:
     """
     divergence = aggregate_positions(kl, how, sequences.index, n_sequences=sequences.count)  # (S,), 0 where empty
     total = hinge_barrier(divergence, tau_nats).sum()
-    is_labelled = torch.zeros_like(divergence, dtype=torch.bool)
-    is_labelled[sequences.index] = True
+    # Not an assignment of True, which would be copied to the device and waited for.
+    is_labelled = torch.zeros_like(divergence, dtype=torch.bool).index_fill_(0, sequences.index, True)
     share = total * step.n_ranks / torch.as_tensor(step.n_sequences, device=kl.device).clamp(min=1)
     return Barrier(share, divergence.detach().masked_fill(~is_labelled, torch.nan))
 

@@ -6,6 +6,7 @@ from datasets import IterableDataset
 from peft.utils import TrainableTokensWrapper
 
 from alignkit.fused_head.modeling import causal_lm_of
+from alignkit.row_checks import check_fills_a_batch, check_token_ids
 
 
 def refuse_what_cannot_work(trainer: Any) -> None:
@@ -47,3 +48,7 @@ def refuse_what_cannot_work(trainer: Any) -> None:
             "precompute_ref goes through every row, which dataloader_drop_last=True leaves out some of; set one of "
             "them to its default"
         )
+    check_fills_a_batch(args, trainer.train_dataset)
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    for split, dataset in {"train": trainer.train_dataset, **sets}.items():
+        check_token_ids(dataset, ["input_ids"], trainer.model, trainer.processing_class, split)

@@ -9,6 +9,7 @@ from trl.trainer.sft_config import SFTConfig
 from alignkit.fused_head import KLDirection
 from alignkit.kl_barrier.aggregation import Aggregate
 from alignkit.kl_barrier.barrier import AggregateScope
+from alignkit.reliability.config import ReliableArguments
 from alignkit.schedules import Schedule
 
 PrecomputeRef = Literal["hidden"]
@@ -24,7 +25,7 @@ SCHEDULED = {"barrier_schedule": "barrier_weight", "tau_schedule": "tau_nats"}
 
 
 @dataclass
-class KLBarrierConfig(SFTConfig):
+class KLBarrierConfig(ReliableArguments, SFTConfig):
     r"""
     Configuration class for [`KLBarrierTrainer`]: loss = NLL + barrier_weight · relu(D − tau_nats).
 
@@ -73,7 +74,7 @@ class KLBarrierConfig(SFTConfig):
             Settle D at this many nats: `tau_nats` is then 0, and dual ascent moves the weight, which starts at
             `barrier_weight`.
 
-    `logging_nan_inf_filter` defaults to `False`, so that a run that diverges shows it.
+    `logging_nan_inf_filter` defaults to `False` and `enable_jit_checkpoint` to `True`; see [`ReliableArguments`].
     """
 
     barrier_weight: float = field(default=0.3, metadata={"help": "Weight of the barrier. 0: exactly SFTTrainer."})
@@ -116,11 +117,6 @@ class KLBarrierConfig(SFTConfig):
     tau_nats_end: float | None = field(default=None, metadata={"help": "Where a linear or cosine tau_schedule ends."})
     target_kl: float | None = field(
         default=None, metadata={"help": "Settle D at this many nats by dual ascent on the weight; replaces tau_nats."}
-    )
-
-    # The parent's default shows a step whose loss is NaN as the mean of the steps before it, at first as 0.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether to hide NaN and infinite losses from the log."}
     )
 
     def __post_init__(self):

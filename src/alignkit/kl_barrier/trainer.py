@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
-from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right
+from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, shown_to_parent
 from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
 from alignkit.kl_barrier import checkpoints
 from alignkit.kl_barrier.barrier import (
@@ -35,6 +35,7 @@ from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
 from alignkit.kl_barrier.faults import check_finite
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
+from alignkit.kl_barrier.rows import DatasetReport, prepare_rows
 from alignkit.kl_barrier.sequences import sequences_of
 from alignkit.kl_barrier.strength import BarrierStrength
 from alignkit.kl_barrier.training_metrics import StepMonitor, can_measure_pressure, pressure
@@ -42,10 +43,12 @@ from alignkit.kl_barrier.window import StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.reference.checkpoints import SeveralAdapters
+from alignkit.reliability.trainer import ReliableTraining
+from alignkit.row_checks import refuse_empty
 from alignkit.steps import StepCallback, share_done
 
 
-class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
+class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
     r"""
     Trainer for supervised fine-tuning under a barrier: loss = NLL + barrier_weight · relu(D − tau_nats), where D
     aggregates the full-vocabulary KL between policy and reference over the positions that have a label.
@@ -79,6 +82,7 @@ class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
         reference ([`~alignkit.reference.ReferenceManager`]): which weights are the reference.
         evaluation_report ([`~alignkit.kl_barrier.evaluation.BarrierReport`]): of the last evaluation, or None.
         evaluation_reports (`dict`): those of the last evaluation under each metric prefix.
+        data_report (`dict`): per split, the rows that `max_length` cut and dropped; see [`alignkit.kl_barrier.rows`].
 
     Raises:
         ValueError: settings that cannot work together, with the value and the fix.
@@ -105,7 +109,10 @@ class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
         elif not isinstance(args, KLBarrierConfig):
             raise TypeError(f"args is a {type(args).__name__}; give a KLBarrierConfig, which has all its fields")
         check_process_count(args.device, args.world_size)
-        super().__init__(model, args, *arguments, **kwargs)
+        refuse_empty(kwargs.get("train_dataset", (*arguments, None, None)[1]), "train")
+        self.data_report: dict[str, DatasetReport] = {}
+        with shown_to_parent(args, enable_jit_checkpoint=False):
+            super().__init__(model, args, *arguments, **kwargs)
         refuse_what_cannot_work(self)
         keep_cpu_4bit_gradients_right(self.model)
         self.reference = ReferenceManager(self.model, args.ref, ref_model=ref_model, ema_decay=args.ema_decay)
@@ -122,6 +129,11 @@ class KLBarrierTrainer(SeveralAdapters, SFTTrainer):
         self._micro_batch = 0
         self.begin_monitoring()
         self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        arguments = dataset, processing_class, args, packing, formatting_func, dataset_name
+        prepared, self.data_report[dataset_name] = prepare_rows(super()._prepare_dataset, *arguments)
+        return prepared
 
     # ---- Schedules ----
 

@@ -38,12 +38,12 @@ class BarrierMetrics:
         hinge = (values - tau_nats).relu()
         count = n_values[None]
         self._sums.add_mean("nll", -log_probs.sum()[None], n_tokens[None])
-        self._sums.add_mean("kl/mean", kl.sum()[None], kl.new_tensor([len(kl)]))
+        self._sums.add_mean("kl/mean", kl.sum()[None], kl.new_full((1,), len(kl)))  # a copied list would be waited for
         self._sums.add_mean("kl/divergence", values.sum()[None], count)
         self._sums.add_mean("kl/gate_open", (values > tau_nats).sum()[None], count)
         self._sums.add_mean("barrier", weight * hinge.sum()[None], count)
         for name, value in (("barrier/weight", weight), ("barrier/tau_nats", tau_nats)):
-            self._sums.add_mean(name, kl.new_tensor([value]), kl.new_ones(1))
+            self._sums.add_mean(name, kl.new_full((1,), value), kl.new_ones(1))
         # The added entry loses every comparison; a micro-batch without a position has nothing else.
         largest = torch.cat([kl.new_full((1,), -torch.inf), kl]).amax()[None]
         self._sums.add_extremes("kl", largest, largest)

@@ -63,8 +63,17 @@ class Comparisons:
         return len(self.winner)
 
     def to(self, *args, **kwargs) -> "Comparisons":
-        """Copy on another device. Only `torch.Tensor.to`'s device arguments make sense here."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+        """Copy on another device. Only `torch.Tensor.to`'s device arguments make sense here.
+
+        One copy for all fields of a dtype, because each would be waited for.
+        """
+        fields = vars(self)
+        moved: dict[str, Tensor] = {}
+        for dtype in {tensor.dtype for tensor in fields.values()}:
+            names = [name for name, tensor in fields.items() if tensor.dtype == dtype]
+            together = torch.stack([fields[name] for name in names]).to(*args, **kwargs)
+            moved |= dict(zip(names, together, strict=True))
+        return Comparisons(**moved)
 
     def pin_memory(self) -> "Comparisons":
         return self._map(lambda tensor: tensor.pin_memory())

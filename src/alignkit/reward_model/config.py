@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 from trl.trainer.reward_config import RewardConfig
 
+from alignkit.reliability.config import ReliableArguments
+
 Pairing = Literal["all", "positional"]
 Reduction = Literal["comparisons", "active_heads"]
 Regularizer = Literal["log_square", "squared_log_square", "center"]
@@ -21,7 +23,7 @@ CHOICES = {
 
 
 @dataclass
-class MultiHeadRewardConfig(RewardConfig):
+class MultiHeadRewardConfig(ReliableArguments, RewardConfig):
     r"""
     Configuration class for [`MultiHeadRewardTrainer`].
 
@@ -72,7 +74,7 @@ class MultiHeadRewardConfig(RewardConfig):
         stream_retries (`int`, *optional*, defaults to `3`):
             How often in a row a streaming dataset that fails is reopened before the error is raised.
 
-    `logging_nan_inf_filter` defaults to `False`, so that a run that diverges shows it.
+    `logging_nan_inf_filter` defaults to `False` and `enable_jit_checkpoint` to `True`; see [`ReliableArguments`].
     """
 
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "tier_weights", "head_weights"]
@@ -127,11 +129,6 @@ class MultiHeadRewardConfig(RewardConfig):
         default=None, metadata={"help": "Longest row that texts with a common prefix are packed into. None: no limit."}
     )
     stream_retries: int = field(default=3, metadata={"help": "Reopenings in a row of a streaming dataset that fails."})
-
-    # The parent's default shows a step whose loss is NaN as the mean of the steps before it, at first as 0.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether to hide NaN and infinite losses from the log."}
-    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,6 +13,7 @@ import aiohttp
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from huggingface_hub.errors import HTTPError
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -48,8 +49,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
     alone decides about special tokens, as in TRL. Token ids are returned as they are.
 
     Raises:
-        ValueError: chat messages without a chat template, or with one that prints the current date: its scores would
-            change from day to day.
+        ValueError: chat messages without a chat template, with one that refuses them, or with one that prints the
+            current date: its scores would change from day to day.
     """
     if isinstance(text, str):
         ids = tokenizer(text)["input_ids"]
@@ -63,8 +64,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
         return ids
     if isinstance(text[0], int):
         return text
-    check_chat_template(tokenizer, text, **chat_template_kwargs)
-    encoding: Any = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)
+    try:
+        check_chat_template(tokenizer, text, **chat_template_kwargs)
+        encoding: Any = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **chat_template_kwargs)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the messages: {error}") from error
     return encoding["input_ids"]
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from alignkit.reward_model.data import ENCODED_FEATURES, EncodedStream, RowEncoder, encode_dataset
 from alignkit.reward_model.negatives import NegativePool
 from alignkit.reward_model.report import count_negatives, count_row, loss_summary, new_report
+from alignkit.row_checks import check_token_ids, check_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -127,6 +128,19 @@ class DataPreparation:
             on_row=_StreamRows(self, encoder.split, settings, report, pool),
             then=pool.encoded_rows() if pool is not None and encoder.split != "train" else (),
         )
+
+    def check_tokens(self, datasets: dict[str, Any], model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse tokens for which the model has no embedding, in encoded data sets and in the negatives.
+
+        Raises:
+            ValueError: names the row and the token.
+        """
+        for split, dataset in datasets.items():
+            for name, part in dataset.items() if isinstance(dataset, dict) else [(split, dataset)]:
+                check_token_ids(part, ["input_ids"], model, tokenizer, name, numbers="row")
+        for pool in filter(None, (self.negatives, self.eval_negatives)):
+            for row, ids in zip(pool.rows, pool.input_ids, strict=True):
+                check_tokens(ids, model.get_input_embeddings().num_embeddings, tokenizer, f"{pool.name} row {row}")
 
     def _encode_negatives(self, encoder: RowEncoder, settings: DataSettings) -> None:
         if self.negatives is None and self.negatives_dataset is not None:

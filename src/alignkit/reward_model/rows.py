@@ -19,6 +19,8 @@ from itertools import combinations
 from numbers import Real
 from typing import Any
 
+from alignkit.row_checks import check_text
+
 Text = str | list[dict[str, Any]] | list[int]
 
 # Beside its texts, what a row of each kind reads; in another kind of row these columns are an error, not ignored.
@@ -215,31 +217,16 @@ def _text(row: Mapping[str, Any], column: str) -> Text:
         return ids
     text: Any = row.get(column)
     prompt: Any = row.get("prompt")
-    _check_text(text, column)
+    check_text(text, column)
     if prompt is None:
         return text
-    _check_text(prompt, "prompt", may_be_empty=True)
+    check_text(prompt, "prompt", may_be_empty=True)
     if type(prompt) is not type(text):
         raise ValueError(
             f"column 'prompt' is a {type(prompt).__name__} and {column!r} a {type(text).__name__}; "
             "make both strings or both lists of messages"
         )
     return prompt + text
-
-
-def _check_text(text: Any, column: str, may_be_empty: bool = False) -> None:
-    if isinstance(text, str):
-        if not text.strip() and not may_be_empty:
-            raise ValueError(f"column {column!r} is empty ({text!r}); drop the row or give it a text")
-        return
-    is_messages = isinstance(text, list) and all(isinstance(m, Mapping) and "role" in m for m in text)
-    if not is_messages:
-        raise ValueError(
-            f"column {column!r} must be a string or a list of messages with 'role' and 'content', "
-            f"got {type(text).__name__} {text!r:.80}"
-        )
-    if not may_be_empty and not any(message.get("content") or message.get("tool_calls") for message in text):
-        raise ValueError(f"column {column!r} has no message with content ({text!r}); drop the row or give it a text")
 
 
 def _number(value: Any, name: str, default: float | None = None) -> float:

@@ -20,8 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, seen_as_single_label
+from alignkit._compat import (
+    check_process_count,
+    keep_cpu_4bit_gradients_right,
+    seen_as_single_label,
+    shown_to_parent,
+)
 from alignkit.metrics import MetricSums, gather_ragged
+from alignkit.reliability.trainer import ReliableTraining
 from alignkit.reward_model.batching import ComparisonCollator
 from alignkit.reward_model.card import reward_model_card
 from alignkit.reward_model.config import MultiHeadRewardConfig
@@ -34,11 +40,12 @@ from alignkit.reward_model.metrics import EvaluationReport
 from alignkit.reward_model.modeling import prepare_to_share, settings_of, upcast_score
 from alignkit.reward_model.preparation import DataPreparation, DataSettings
 from alignkit.reward_model.training_metrics import add_step, named_metrics
+from alignkit.row_checks import check_fills_a_batch
 
 HEAD_KEY_FACTOR = 1_000_003
 
 
-class MultiHeadRewardTrainer(RewardTrainer):
+class MultiHeadRewardTrainer(ReliableTraining, RewardTrainer):
     r"""
     Trainer for reward models with N Bradley-Terry heads on one backbone. Every comparison belongs to one head.
 
@@ -123,7 +130,7 @@ class MultiHeadRewardTrainer(RewardTrainer):
         self._sums = MetricSums()
         # The parent does this for a streamed train set only; dispatching cannot join batches of different shapes.
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # an AcceleratorConfig by now
-        with seen_as_single_label(model.config, args):
+        with seen_as_single_label(model.config, args), shown_to_parent(args, enable_jit_checkpoint=False):
             super().__init__(
                 model=model,
                 args=args,
@@ -133,6 +140,10 @@ class MultiHeadRewardTrainer(RewardTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
+        self._data.check_tokens(
+            {"train": self.train_dataset, "eval": self.eval_dataset}, self.model, self.processing_class
+        )
+        check_fills_a_batch(args, self.train_dataset)
         upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
         keep_cpu_4bit_gradients_right(self.model)
         self._encoding: dict[str, Any] = {"encode_batch_size": args.encode_batch_size}

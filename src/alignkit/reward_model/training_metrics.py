@@ -37,7 +37,7 @@ def add_step(
         sums.add_mean(f"{HEAD_PREFIX}{name}", totals, units)
     losses = per_head(comparisons.weight * objective.per_comparison)
     sums.add_mean(f"{HEAD_PREFIX}loss", losses, per_head(comparisons.weight))
-    sums.add_mean("mean_reward", scores.sum()[None], scores.new_tensor([scores.numel()]))
+    sums.add_mean("mean_reward", scores.sum()[None], scores.new_full((1,), scores.numel()))
     sums.add_extremes("reward", scores.amin()[None], scores.amax()[None])
     sums.add_total("num_tokens", attention_mask.sum()[None])
 

@@ -50,7 +50,7 @@ class PathMask(Tensor):
         positions = packed.position_ids.flatten()
         at_once = rows_at_once(device, len(packed.paths))
         mask.pieces = []
-        begins: list[int] = []  # of each path's first own token, less its position, among the outputs
+        begins: list[Tensor] = []  # of each path's first own token, less its position, among the outputs
         in_window = window is None or window >= packed.paths.shape[1]
         n_outputs, n_first = 0, packed.n_first
         n_whole = packed.n_whole if in_window else n_first  # what needs a mask anyway, has one for fewer queries
@@ -68,12 +68,12 @@ class PathMask(Tensor):
                 columns = torch.arange(begin, longest, device=device)
                 reach = _in_reach(positions[queries], columns, window)[:, None]
             mask.pieces.append(Piece(queries, keys, reach))
-            for path in range(first, last):
-                skipped = 0 if first < n_whole else shared[path]
-                begins.append(n_outputs + (path - first) * queries.shape[1] - skipped)
+            begin_of_rows = torch.arange(n_outputs, n_outputs + queries.numel(), queries.shape[1], device=device)
+            # What is skipped is the position of a path's first own token.
+            begins.append(begin_of_rows if first < n_whole else begin_of_rows - positions[queries[:, 0]])
             n_outputs += queries.numel()
         # Padding has the last owner and position 0, which a late path does not compute: any output will do.
-        outputs = torch.tensor(begins, device=device)[packed.owner] + packed.position_ids
+        outputs = torch.cat(begins)[packed.owner] + packed.position_ids
         mask.outputs = outputs.masked_fill(packed.owner < 0, 0)
         return mask
 

@@ -76,8 +76,15 @@ class PackedRows:
     index: Tensor
 
     def to(self, *args, **kwargs) -> "PackedRows":
-        """Copy on another device. Only `torch.Tensor.to`'s device arguments make sense here."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+        """Copy on another device. Only `torch.Tensor.to`'s device arguments make sense here.
+
+        One copy for all tensors, because each would be waited for.
+        """
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).to(*args, **kwargs)
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        moved = {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
+        return dataclasses.replace(self, **moved)
 
     def pin_memory(self) -> "PackedRows":
         return self._map(lambda tensor: tensor.pin_memory())

@@ -1,0 +1,75 @@
+"""A training that was killed and resumed in a new process is the training that was not, bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+
+from tests.faults.processes import finish, start
+from tests.faults.trainings import METHODS, make_trainer
+
+KINDS = [(method, full) for method in METHODS for full in (False, True) if not (method == "es" and full)]
+QUICK = {("reward", True), ("barrier", False), ("es", False), ("dpo", True)}
+
+
+class KillAfter(TrainerCallback):
+    """Ends the process after a step, as by `kill -9`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until_killed(method: str, folder: Path, full: bool, step: int, save_steps: int) -> None:
+    make_trainer(method, folder, full=full, callbacks=[KillAfter(step)], save_steps=save_steps).train()
+
+
+@pytest.mark.parametrize(
+    ("method", "full"), [pytest.param(*kind, marks=[] if kind in QUICK else [pytest.mark.slow]) for kind in KINDS]
+)
+def test_killed_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, method, full):
+    folder = tmp_path / "run"
+    process = start(train_until_killed, method, folder, full, 5, 3, output=tmp_path / "log")
+    assert finish(process) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = make_trainer(method, folder, full=full, save_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    uninterrupted(method, full=full).assert_equals(resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 4, 7])  # 4 ends an epoch
+@pytest.mark.parametrize(("method", "full"), KINDS)
+def test_resumed_from_any_checkpoint_equals_uninterrupted(tmp_path, uninterrupted, method, full, step):
+    whole = uninterrupted(method, full=full)
+    resumed = make_trainer(method, tmp_path, full=full, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(whole.folder / f"checkpoint-{step}"))
+    whole.assert_equals(resumed)
+
+
+@pytest.mark.parametrize("method", ["barrier", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS)])
+def test_resumed_from_the_last_step_takes_no_further_one(tmp_path, uninterrupted, method):
+    whole = uninterrupted(method)
+    resumed = make_trainer(method, tmp_path, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(whole.folder / "checkpoint-8"))
+    whole.assert_equals(resumed)
+
+
+@pytest.mark.parametrize("method", ["reward", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS)])
+def test_a_checkpoint_holds_each_file_that_a_resume_reads(uninterrupted, method):
+    """Of a training without one of them the rest would not be the same; so the test of damages covers all of them."""
+    folder = uninterrupted(method).folder / "checkpoint-3"
+    own = {
+        "reward": {"counts.json"},
+        "barrier": {"counts.json", "kl_barrier_state.json", "kl_barrier_reference.safetensors"},
+        "es": {"es_lora.json", "es_lora_anchor.safetensors"},
+        "dpo": {"counts.json", "dpo_state.json", "dpo_reference.safetensors"},
+    }
+    common = {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    names = {path.name for path in folder.iterdir()}
+    assert names >= common | own[method] | {"manifest.json"}
