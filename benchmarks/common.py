@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -128,3 +129,4 @@ def be_quiet() -> None:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
+    logging.getLogger("alignkit").setLevel(logging.ERROR)

@@ -29,7 +29,7 @@ def measure_reward_model(work: Workload) -> list[Claim]:
 
 def _measure(work: Workload, k: int) -> Claim:
     config = work.backbones[0].config()
-    lists = _rated_lists(work, k)
+    lists = rated_lists(work.reward_prompts, work.reward_prompt, work.reward_completion, k)
     pairs = _pairs(lists)
     ours: dict[str, Any] = {"dataset": lists, "batch_size": len(lists), "heads": HEADS[:1]}
     sides: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def _claim(work: Workload, k: int, counted: dict[str, Counted], times: dict[str,
     )
 
 
-def _rated_lists(work: Workload, k: int) -> Dataset:
+def rated_lists(prompts: int, prompt_tokens: int, completion_tokens: int, k: int) -> Dataset:
     """Prompts with K completions each, the first the best; `<bos>` and `<eos>` count as tokens."""
     generator = random.Random(0)
 
@@ -85,11 +85,11 @@ def _rated_lists(work: Workload, k: int) -> Dataset:
     return Dataset.from_list(
         [
             {
-                "prompt": text(work.reward_prompt),
-                "completions": [text(work.reward_completion) for _ in range(k)],
+                "prompt": text(prompt_tokens),
+                "completions": [text(completion_tokens) for _ in range(k)],
                 "ratings": {HEADS[0]: [float(-rank) for rank in range(k)]},
             }
-            for _ in range(work.reward_prompts)
+            for _ in range(prompts)
         ]
     )
 

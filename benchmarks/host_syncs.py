@@ -1,8 +1,8 @@
 """Host syncs: operations for which Python waits until the device has done all it was given, by the line that asks.
 
-They are counted on a CPU, where nothing waits, so that a count needs no GPU and has no noise. A model's device is shown
-to Python as `cpu:0` and the host as `cpu`. A tensor is on the device when it was copied there or made there, or computed
-from one that is; memory knows it, not the Python object, so that views and what autograd keeps are followed, too. What
+They are counted on a CPU, where nothing waits, so that a count needs no GPU and has no noise. Python sees the model's
+device as `cpu:0` and the host as `cpu`. A tensor is on the device if it was copied there, made there, or computed from
+one that is. Its memory has the mark, not the Python object, so that views and what autograd keeps are followed. What
 waits on a GPU:
 
     "read"    a number or a tensor comes to the host: item, bool, tolist, cpu, equal
@@ -10,13 +10,13 @@ waits on a GPU:
     "upload"  a number, a list or a tensor goes to the device and the copy does not say `non_blocking`: torch.tensor,
               new_tensor, to; a number or a list in `x[...]`
 
-An upload waits as a read does: CUDA copies and then waits for the stream. Collectives are left out; one process has none.
+An upload waits as a read does: CUDA copies, then waits for the stream. Collectives are left out: one process has none.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import _allowed_determinism_checks_to_fns as COMPARISONS
 from transformers import Trainer
 
 Kind = Literal["read", "shape", "upload"]
@@ -45,8 +46,8 @@ SHAPES = (
     "aten::unique_consecutive",
     "aten::bincount",
 )
-OFF_A_GPU_ONLY = {"check_arguments", "label_rows_of_tiles", "_count_sequences"}
-"""Functions of alignkit that ask for the type of the device first and look at values on a CPU only."""
+OFF_A_GPU_ONLY = ("check_arguments", "label_rows_of_tiles", "_count_sequences", "_normals")
+"""Functions of alignkit that ask for the type of the device first, and look at values or move them on a CPU only."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,26 @@ class HostSyncs:
             stack.enter_context(patch.dict(trainer.accelerator.state.__dict__, {"device": DEVICE}))
             stack.enter_context(patch.dict(trainer.args.__dict__, {"_setup_devices": DEVICE}))
             self._phase = "step"
-            stack.enter_context(_Calls(self))
-            stack.enter_context(_Operations(self))
+            stack.enter_context(self.watching())
             trainer.train()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the context every operation is looked at."""
+        calls, run_backward = _Calls(self), torch.autograd._engine_run_backward
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with calls:  # which is off while it looks at a call, of which `backward` is one
+                return run_backward(*args, **kwargs)
+
+        with (
+            patch("torch.autograd._engine_run_backward", watched),
+            # Activations that are computed again are compared with the first ones, by their device, too.
+            patch.dict(COMPARISONS, {"default": COMPARISONS["none"]}),
+            calls,
+            _Operations(self),
+        ):
+            yield
 
     def of_package(self, package: str, phase: Phase | None = None) -> list[Sync]:
         return [sync for sync in self.syncs if sync.package == package and phase in (None, sync.phase)]
@@ -216,9 +234,7 @@ class _Calls(TorchFunctionMode):
             syncs.add("read", name)
             with torch._C.DisableTorchFunction():
                 return func(syncs.take(args[0].clone()), *args[1:], **kwargs)
-        # The mode is off while it looks at a call, and a backward pass runs the Python of many.
-        with self if name in ("backward", "grad") else nullcontext():
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if name in ("cpu", "to") and isinstance(result, Tensor):
             return self._moved(name, result, args, kwargs)
         if name in ("tensor", "as_tensor", "new_tensor"):

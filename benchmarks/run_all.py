@@ -1,8 +1,8 @@
 """Run every benchmark of this folder, one process each, one after another, and write the page of their results.
 
-    python benchmarks/run_all.py                              # all of it; writes benchmarks/results and docs/benchmarks.md
-    python benchmarks/run_all.py --only scaling kl_barrier    # these, beside what is there of the others
-    python benchmarks/run_all.py --quick                      # do they run? toy shapes; writes nothing that stays
+    python benchmarks/run_all.py                          # all of it, into benchmarks/results and docs/benchmarks.md
+    python benchmarks/run_all.py --only scaling plan      # these, beside what is there of the others
+    python benchmarks/run_all.py --quick                  # do they run? toy shapes; writes nothing that stays
 
 A benchmark is a file that calls `run_command`. One that fails loses nothing of the others: what it measured before
 stays on the page with the date and the commit of that run. The exit code is 1 if any failed.

@@ -1,6 +1,6 @@
 """What a curve says: the exponent of its cost, and the first size at which a limit is passed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def memory_model(sizes: Sequence[float], peak_bytes: Sequence[float]) -> dict[st
 
 
 def memory_break(sizes: Sequence[int], peak_bytes: Sequence[int], model: dict[str, Any], how: str) -> dict[str, Any]:
-    """The first size, a doubling after the other, whose peak is above [`MEMORY_LIMIT_BYTES`].
+    """The first of the smallest size and its doublings whose peak is above [`MEMORY_LIMIT_BYTES`].
 
     Args:
         how (`str`): how the bytes of the sizes taken came about, `"counted"` or `"simulated"`.
@@ -60,7 +60,8 @@ def memory_break(sizes: Sequence[int], peak_bytes: Sequence[int], model: dict[st
     def predicted(size: int) -> float:
         return sum(float(c) * size**power for power, c in enumerate(model["coefficients"]))
 
-    return _first_over(sizes, peak_bytes, MEMORY_LIMIT_BYTES, predicted, how, "memory model")
+    taken = dict(zip(sizes, peak_bytes, strict=True))
+    return _first_over(taken, how, predicted, "by the memory model", MEMORY_LIMIT_BYTES)
 
 
 def time_break(sizes: Sequence[int], costs: Sequence[float], law: dict[str, float]) -> dict[str, Any]:
@@ -69,18 +70,16 @@ def time_break(sizes: Sequence[int], costs: Sequence[float], law: dict[str, floa
     def predicted(size: int) -> float:
         return float(law["factor"] * size ** law["exponent"])
 
-    return _first_over(sizes, costs, TIME_LIMIT_S, predicted, "measured", "power law")
+    return _first_over(dict(zip(sizes, costs, strict=True)), "measured", predicted, "by the power law", TIME_LIMIT_S)
 
 
 def _first_over(
-    sizes: Sequence[int], costs: Sequence[float], limit: float, predicted: Any, how_taken: str, how_beyond: str
+    taken: dict[int, Any], how_taken: str, predicted: Callable[[int], float], how_else: str, limit: float
 ) -> dict[str, Any]:
-    """`size` None: none up to `up_to`."""
-    for size, cost in zip(sizes, costs, strict=True):
-        if cost > limit:
-            return {"size": size, "how": how_taken, "up_to": size}
-    beyond = [max(sizes) << doubling for doubling in range(1, DOUBLINGS + 1)]
-    for size in beyond:
-        if predicted(size) > limit:
-            return {"size": size, "how": how_beyond, "up_to": size}
-    return {"size": None, "how": how_beyond, "up_to": beyond[-1]}
+    """`size` is None where none is up to `up_to`."""
+    size, last = min(taken), max(taken) << DOUBLINGS
+    while size <= last:
+        if taken.get(size, 0) > limit or (size not in taken and predicted(size) > limit):
+            return {"size": size, "how": how_taken if size in taken else how_else, "up_to": size}
+        size *= 2
+    return {"size": None, "how": how_else, "up_to": size // 2}

@@ -1,21 +1,26 @@
 """Sizes and settings of the scaling curves, and how one side is measured at one size."""
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_shapes import Lengths
+from common import require_equal
 from dpo_shapes import Shape as QwenShape
 from dpo_workloads import Counted
 from flops import flop_counter
 from kl_barrier_shapes import Shape as GemmaShape
 from plan_workloads import PeakOfTraining
-from timing import StepTimes, run_in_turns, seconds, train_interleaved
+from timing import StepTimes, run_in_turns, train_interleaved
+from torch import Tensor
 from transformers import Gemma3TextConfig, Qwen3Config
 
 from alignkit.plan.estimate import estimate
+from alignkit.plan.gpu_heads import heads_as_on_a_gpu
 from alignkit.plan.request import PlanRequest
+from alignkit.plan.simulation import MemorySimulation
+
+# Relative, of gradients that are sums over the whole vocabulary; tokens differ by 0 or by far more.
+FUNCTION_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ class Work:
     published: bool
 
     def gemma(self, tokens: int) -> GemmaShape:
-        """A row of so many positions with a label, every layer attending to all of them."""
+        """A row of so many tokens, every layer attending to all of them."""
         size = self.hidden_size
         return _FullAttention(
-            "Gemma 3", size, self.layers, 4 * size, max(1, size // 64), 1, 64, 8192, rows=1, tokens=tokens + 1
+            "Gemma 3", size, self.layers, 4 * size, max(1, size // 64), 1, 64, 8192, rows=1, tokens=tokens
         )
 
     def qwen(self) -> QwenShape:
@@ -138,38 +143,62 @@ class Point:
     peak_bytes: int
 
 
-def of_trainers(new: dict[str, Callable[[], Any]], turns: int, *, steps: Iterable[tuple[str, int]] = ()) -> Any:
-    """A point for each of these trainers, made anew for each of three runs: counted, timed in turns, peak.
+def of_trainers(
+    new: dict[str, Callable[[], Any]],
+    turns: int,
+    *,
+    steps: dict[str, int] | None = None,
+    have_same_loss: bool = False,
+) -> dict[str, Point]:
+    """A point for each of these trainers, which are made anew to be counted, timed in turns, and for their peak.
 
     Args:
-        steps: optimiser steps that make one step of a side, where that is more than one.
+        steps (`dict[str, int]`, *optional*): optimiser steps that make one step of a side, where it needs many.
+        have_same_loss (`bool`): whether loss and gradient must be those of the first trainer.
+
+    Raises:
+        RuntimeError: they must, and are not.
     """
-    times_of = dict.fromkeys(new, 1) | dict(steps)
-    flops = {name: times_of[name] * Counted(make(), 1).flops for name, make in new.items()}
+    steps_of = dict.fromkeys(new, 1) | (steps or {})
+    counted = {name: Counted(make(), 1) for name, make in new.items()}
+    if have_same_loss:
+        first, *others = counted
+        for name in others:
+            require_equal(f"loss of {name} and {first}", counted[name].loss, counted[first].loss)
+            require_equal(f"gradient of {name} and {first}", counted[name].gradient, counted[first].gradient)
+    flops = {name: steps_of[name] * counted[name].flops for name in new}
     peaks = {name: _peak_of_training(make) for name, make in new.items()}
-    times = train_interleaved({name: make() for name, make in new.items()}, turns, steps_per_turn=times_of)
-    return {name: Point(_scaled(times[name], times_of[name]), flops[name], peaks[name]) for name in new}
+    times = train_interleaved({name: make() for name, make in new.items()}, turns, steps_per_turn=steps_of)
+    return {name: Point(_scaled(times[name], steps_of[name]), flops[name], peaks[name]) for name in new}
 
 
-def of_functions(new: dict[str, Callable[[], Callable[[], Any]]], turns: int) -> dict[str, Point]:
-    """A point for each of these functions; each is built with all that it needs by its maker."""
+def of_functions(new: dict[str, Callable[[], Callable[[], Tensor]]], turns: int) -> dict[str, Point]:
+    """A point for each of these functions; a maker gives one with all that it needs.
+
+    Raises:
+        RuntimeError: they give different tensors.
+    """
+    flops, results = {}, {}
     functions = {name: make() for name, make in new.items()}
-    flops, peaks = {}, {}
     for name, function in functions.items():
         with flop_counter() as counter:
-            function()
+            results[name] = function()
         flops[name] = counter.get_total_flops()
+    first, *others = results
+    for name in others:
+        require_equal(f"result of {name} and of {first}", results[name], results[first], FUNCTION_TOLERANCE)
     times = run_in_turns(functions, turns)
     del functions, function
-    for name, make in new.items():
-        recorder = PeakOfTraining()
-        recorder.start()
-        function = make()
-        recorder.mark()
-        function()
-        peaks[name] = recorder.stop()
-        del function
-    return {name: Point(times[name], flops[name], peaks[name]) for name in new}
+    return {name: Point(times[name], flops[name], _peak_of_function(make)) for name, make in new.items()}
+
+
+def _peak_of_function(make: Callable[[], Callable[[], Tensor]]) -> int:
+    recorder = PeakOfTraining()
+    recorder.start()
+    function = make()
+    recorder.mark()
+    function()
+    return recorder.stop()
 
 
 def _peak_of_training(make: Callable[[], Any]) -> int:
@@ -187,6 +216,18 @@ def _scaled(times: StepTimes, by: int) -> StepTimes:
     return StepTimes([by * t for t in times.wall_s], [by * t for t in times.cpu_s])
 
 
+# ---- Memory that is simulated ----
+
+
 def planned_bytes(work: Work, request: PlanRequest) -> int:
     """Peak of a training in the planned shape, as on a GPU."""
     return estimate(work.planned(), request).total_bytes
+
+
+def simulated_bytes(function: Callable[[], Any]) -> int:
+    """Peak of a function that makes its own tensors, which pass for real and have no memory, as on a GPU."""
+    simulation = MemorySimulation()
+    with simulation, heads_as_on_a_gpu(simulation):
+        simulation.begin()
+        function()
+    return simulation.peak_bytes

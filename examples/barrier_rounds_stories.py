@@ -227,7 +227,7 @@ def main() -> None:
         **{"output_dir": "outputs/barrier_rounds_stories", "barrier_weight": 1.0, "ref": "base", "max_length": 256},
         **{"num_train_epochs": 3, "learning_rate": 3e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1},
         **{"per_device_train_batch_size": 8, "logging_steps": 1000, "report_to": "none", "disable_tqdm": True},
-        **{"use_cpu": not has_gpu, "bf16": has_gpu, "activation_checkpointing": has_gpu, "pressure_steps": 0},
+        **{"use_cpu": not has_gpu, "bf16": has_gpu, "gradient_checkpointing": has_gpu, "pressure_steps": 0},
     )
     script, training = parser.parse_args_and_config()
     torch.set_num_threads(script.threads)

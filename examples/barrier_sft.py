@@ -61,7 +61,7 @@ def main() -> None:
         **{"output_dir": "outputs/barrier_sft", "max_length": 256, "num_train_epochs": 3, "learning_rate": 3e-3},
         **{"per_device_train_batch_size": 8, "logging_steps": 25, "save_strategy": "no", "report_to": "none"},
         **{"barrier_weight": 1.0, "aggregate": "cvar95", "tau_nats": 2.0},
-        **{"use_cpu": not has_gpu, "bf16": has_gpu, "activation_checkpointing": has_gpu},
+        **{"use_cpu": not has_gpu, "bf16": has_gpu, "gradient_checkpointing": has_gpu},
     )
     script, args = parser.parse_args_and_config()
     torch.set_num_threads(script.threads)

@@ -86,7 +86,7 @@ def teach_start_model(folder: Path, seed: int, share: float) -> None:
         report_to="none",
         bf16=False,
         use_cpu=True,
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
         seed=seed,
     )
     rows = lesson_rows(tokenizer, lessons=lessons, seed=seed)

@@ -80,7 +80,7 @@ def main() -> None:
         **{"output_dir": "outputs/dpo_tatqa", "beta": 0.02, "learning_rate": 5e-6, "num_train_epochs": 1},
         **{"max_length": 768, "max_prompt_length": 384, "disable_dropout": False, "low_memory": has_gpu},
         **{"eval_strategy": "epoch", "save_strategy": "no", "report_to": "none", "logging_steps": 10},
-        **{"use_cpu": not has_gpu, "bf16": has_gpu, "activation_checkpointing": has_gpu},
+        **{"use_cpu": not has_gpu, "bf16": has_gpu, "gradient_checkpointing": has_gpu},
     )
     script, args = parser.parse_args_and_config()
     torch.set_num_threads(script.threads)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import alignkit
+from alignkit import versions
 from alignkit.command_line.environment import environment
-from alignkit.versions import ALLOW_UNTESTED_TRL, tested_ranges, untested_packages
+from alignkit.versions import ALLOW_UNTESTED_TRL, UntestedVersionError, check_versions, untested_packages
 
 TRL_LINE = "trl 1.17.0 is not among the versions that alignkit"
 
@@ -55,14 +57,17 @@ def test_an_untested_trl_is_one_line_before_anything_of_it_is_imported(pretend):
 
 
 def test_an_untested_trl_stops_a_command_with_one_line_and_code_2(pretend):
-    result = python(pretend("trl", "1.17.0"), "-m", "alignkit", "barrier", "--model_name_or_path", "any")
+    result = python(pretend("trl", "1.17.0"), "-m", "alignkit.cli", "barrier", "--model_name_or_path", "any")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith(f"alignkit barrier: {TRL_LINE}") and result.stderr.count("\n") == 1
 
 
-def test_pure_functions_do_not_ask_for_a_tested_trl(pretend):
-    result = python(pretend("trl", "1.17.0"), "-c", "import alignkit; print(alignkit.plain_nll_kl.__name__)")
-    assert (result.returncode, result.stdout) == (0, "plain_nll_kl\n")
+def test_pure_functions_do_not_ask_for_a_tested_trl(pretend, monkeypatch):
+    monkeypatch.syspath_prepend(pretend("trl", "1.17.0"))
+    check_versions.cache_clear()
+    with pytest.raises(UntestedVersionError, match=TRL_LINE):
+        alignkit.__getattr__("KLBarrierConfig")
+    assert callable(alignkit.__getattr__("plain_nll_kl"))
 
 
 def test_an_untested_trl_can_be_asked_for(pretend):
@@ -93,8 +98,6 @@ def test_a_trainer_that_is_imported_by_its_module_asks_too(pretend):
     assert result.returncode == 1 and TRL_LINE in result.stderr.splitlines()[-1]
 
 
-def test_every_range_but_that_of_torch_ends_before_the_next_major():
-    """The documented policy; torch keeps what it has through its minors, and another package would refuse two caps."""
-    uncapped = {name for name, requirement in tested_ranges().items() if ">=" in str(requirement.specifier)}
-    uncapped = {name for name in uncapped if "<" not in str(tested_ranges()[name].specifier)}
-    assert uncapped == {"torch", "scipy"}
+def test_all_ranges_with_a_floor_have_a_cap_but_for_torch_and_scipy():
+    ranges = {name: str(requirement.specifier) for name, requirement in versions.tested_ranges().items()}
+    assert {name for name, allowed in ranges.items() if ">=" in allowed and "<" not in allowed} == {"torch", "scipy"}

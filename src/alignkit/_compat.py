@@ -141,10 +141,11 @@ def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
 
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            weight: Any = module.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):  # which packed ones alone have
                 raise ValueError(
-                    f"{name}: the 4-bit model was evaluated before, for which bitsandbytes repacked its weights on this "
-                    "CPU: it would be trained with wrong gradients; load it again and evaluate it after the training"
+                    f"{name}: the 4-bit model was evaluated before, for which bitsandbytes repacked its weights on "
+                    "this CPU, so that gradients would be wrong; load it again and evaluate it after the training"
                 )
             module.support_avx512bf16_for_cpu = False
 

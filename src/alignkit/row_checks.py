@@ -37,7 +37,7 @@ def check_text(value: Any, column: str, *, may_be_empty: bool = False, is_answer
     if isinstance(value, str):
         if not value.strip() and not may_be_empty:
             raise ValueError(f"column {column!r} is empty ({value!r}); drop the row or give it a text")
-        _check_characters(value, column)
+        check_characters(value, column)
         return
     is_messages = isinstance(value, list) and all(isinstance(m, Mapping) and "role" in m for m in value)
     if not is_messages:
@@ -64,24 +64,8 @@ def check_same_kind(row: Mapping[str, Any], first: str, second: str) -> None:
         )
 
 
-def _check_message(message: Mapping[str, Any], name: str) -> None:
-    role, content = message["role"], message.get("content")
-    if not isinstance(role, str) or not role.strip():
-        raise ValueError(f"the role of {name} is {role!r}; name who speaks, such as 'user' or 'assistant'")
-    if role not in STANDARD_ROLES:  # templates may have more, but none that is nearly one of these
-        near = difflib.get_close_matches(role.strip().lower(), STANDARD_ROLES, n=1, cutoff=0.8)
-        if near:
-            raise ValueError(f"the role of {name} is {role!r}; the nearest role is {near[0]!r}")
-    if isinstance(content, str):
-        _check_characters(content, name)
-    elif content is None:
-        if not any(value for key, value in message.items() if key not in ("role", "name")):
-            raise ValueError(f"{name} has no content ({dict(message)!r:.80}); give it a text, or drop the row")
-    elif not (isinstance(content, list) and all(isinstance(part, Mapping) for part in content)):
-        raise ValueError(f"the content of {name} is a {type(content).__name__} {content!r:.40}; make it a text")
-
-
-def _check_characters(text: str, name: str) -> None:
+def check_characters(text: str, name: str) -> None:
+    """Raise a ValueError if a text has half a surrogate pair, which JSON can hold and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -90,6 +74,23 @@ def _check_characters(text: str, name: str) -> None:
             f"{name} has {half!r} at character {error.start}, half of a surrogate pair and no character; write the "
             "row as UTF-8 again, or replace it"
         ) from None
+
+
+def _check_message(message: Mapping[str, Any], name: str) -> None:
+    role, content = message["role"], message.get("content")
+    if not isinstance(role, str) or not role.strip():
+        raise ValueError(f"the role of {name} is {role!r}; name who speaks, such as 'user' or 'assistant'")
+    if role not in STANDARD_ROLES and role.strip().isalpha():  # templates may have more, but none so near to these
+        near = difflib.get_close_matches(role.strip().lower(), STANDARD_ROLES, n=1, cutoff=0.75)
+        if near:
+            raise ValueError(f"the role of {name} is {role!r}; the nearest role is {near[0]!r}")
+    if isinstance(content, str):
+        check_characters(content, name)
+    elif content is None:
+        if not any(value for key, value in message.items() if key not in ("role", "name")):
+            raise ValueError(f"{name} has no content ({dict(message)!r:.80}); give it a text, or drop the row")
+    elif not (isinstance(content, list) and all(isinstance(part, Mapping) for part in content)):
+        raise ValueError(f"the content of {name} is a {type(content).__name__} {content!r:.40}; make it a text")
 
 
 # ---- A data set ----

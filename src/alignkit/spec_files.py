@@ -12,19 +12,68 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 T = TypeVar("T")
+LINE_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+MOST_NODES = 1_000_000
 IN_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", NoneType: "nothing"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-5 as a string and takes the last of two equal keys; this loader does neither."""
+    """YAML 1.1 reads 5e-5 as a string and takes the last of two equal keys; this loader does neither.
+
+    Nor does it take aliases that would grow beyond `MOST_NODES`, or a scalar that its tag does not fit.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, str):
+                value.encode()
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:  # of constructors
+            reason = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else error
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: {node.value[:40]!r} cannot be read: {reason}"
+            ) from error
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key is a list or a mapping; write a word")
             if key.value in seen:
                 raise ValueError(f"line {key.start_mark.line + 1}: {key.value} is given twice; remove one of them")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _count_nodes(node: Any, known: dict[int, int]) -> int:
+    """Nodes below a node when every alias is written out.
+
+    Raises:
+        ValueError: more than `MOST_NODES`, or an anchor that holds itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    line = node.start_mark.line + 1
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError(f"line {line}: an anchor holds an alias of itself; write the values out")
+        return known[id(node)]
+    known[id(node)] = 0
+    children = [each for pair in node.value for each in (pair if isinstance(pair, tuple) else (pair,))]
+    total = 1 + sum(_count_nodes(child, known) for child in children)
+    if total > MOST_NODES:
+        raise ValueError(f"line {line}: aliases make {total} values of it, and {MOST_NODES} are the most")
+    known[id(node)] = total
+    return total
 
 
 _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -34,10 +83,16 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text in quotes that `_Loader` would not read as one."""
+    """Puts a text in quotes that `_Loader` would not read as one, or not as it is."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # What is written bare of these line breaks is read as a blank.
+        style = '"' if LINE_BREAKS.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -54,20 +109,24 @@ def read_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is no YAML: {error}") from error
+        raise ValueError(f"{text!r:.200} is no YAML: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{text!r:.60} ... is nested too deeply") from None
 
 
 def read_spec_file(path: Path, build: Callable[[Any], T]) -> T:
     """What `build` makes of the content of a YAML file.
 
     Raises:
-        ValueError: no YAML, a key that is given twice, or what `build` raises; the message names the file.
+        ValueError: no YAML or no UTF-8, a key that is given twice, or what `build` raises; the message names the file.
         OSError: the file cannot be read.
     """
     try:
         return build(yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -83,7 +142,7 @@ def known_mapping(value: Any, where: str, keys: Collection[str]) -> dict[str, An
     if not isinstance(value, Mapping):
         raise ValueError(f"{where or 'the file'} holds {value!r:.60} where keys with values should be")
     for key in value:
-        check_known(key, f"{where}.{key}" if where else str(key), keys)
+        check_known(key, f"{where}.{key}" if where else str(key) or "''", keys)
     return dict(value)
 
 
@@ -127,9 +186,12 @@ def fitted_value(value: Any, hint: Any, name: str) -> Any:
     options = _options(hint)
     if not any(_fits(value, option) for option in options):
         words = " or ".join(dict.fromkeys(_in_words(option) for option in options if option is not NoneType))
-        raise ValueError(f"{name} is {value!r}; it must be {words}")
+        raise ValueError(f"{name} is {value!r:.200}; it must be {words}")
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{name} has more than 300 digits; give a smaller number") from error
     if isinstance(value, list) and not any(get_origin(option) is list or option is list for option in options):
         return tuple(value)
     return value

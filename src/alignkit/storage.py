@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 PARTIAL = ".partial"
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +40,8 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _as_json(path: Path, value: Mapping[str, Any], indent: int | None = None) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+        return text.encode(errors="backslashreplace").decode()  # half a surrogate pair, as JSON escapes it
     except ValueError as error:
         raise ValueError(f"{path} cannot hold {value!r:.200}: {error}") from error
 
@@ -49,24 +52,47 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: no such file, or no JSON object in it; both name the file.
     """
-    return _parse(path, path.read_text(encoding="utf-8"))
+    return _parse(path, _text_of(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file. Raises like `read_json`, with the number of the line."""
     # Not splitlines, which also breaks at characters that a JSON string may hold, such as U+2028.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = _text_of(path).removesuffix("\n").split("\n")
     return [_parse(path, line, f", line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 at byte {error.start}") from error
 
 
 def _parse(path: Path, text: str, where: str = "") -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of a number of thousands of digits, or of as many brackets, too
         raise ValueError(f"{path}{where} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}{where} holds {value!r:.40} where a JSON object should be")
     return value
+
+
+@contextmanager
+def refused_pickles_named(folder: str | Path | None, *names: str) -> Iterator[None]:
+    """Let a pickle that torch refuses, because it could run code, be an error that names the files it may be in.
+
+    Raises:
+        ValueError
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        found = [str(path) for name in names for path in sorted(Path(str(folder)).glob(name))] or [str(folder)]
+        raise ValueError(
+            f"{' or '.join(found)} is refused: it holds more than tensors and numbers, and none of it was run"
+        ) from error
 
 
 @contextmanager

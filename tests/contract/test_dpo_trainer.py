@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from trl.trainer.dpo_config import DPOConfig
@@ -11,29 +10,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit import ScheduledDPOConfig, ScheduledDPOTrainer
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm
-from tests.contract.overridden import counting_calls, parameters_of
 from tests.dpo.conftest import QUIET, pairs
-
-# Members that alignkit overrides, with the parameters that its overrides take.
-OVERRIDDEN = {
-    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
-    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
-    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    "log": ["self", "logs", "start_time"],
-    "evaluation_loop": [
-        "self",
-        "dataloader",
-        "description",
-        "prediction_loss_only",
-        "ignore_keys",
-        "metric_key_prefix",
-    ],
-    "save_model": ["self", "output_dir", "_internal_call"],
-    "_set_signature_columns_if_needed": ["self"],
-    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
-    "_load_best_model": ["self"],
-}
 
 
 def make(trainer_class, folder, **settings) -> Any:
@@ -50,22 +27,6 @@ def make(trainer_class, folder, **settings) -> Any:
 
 def batch_of(trainer) -> dict[str, torch.Tensor]:
     return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-
-
-@pytest.mark.parametrize("name", OVERRIDDEN)
-def test_the_overridden_member_has_the_signature_of_our_override(name):
-    for trainer_class in (DPOTrainer, ScheduledDPOTrainer):
-        assert parameters_of(trainer_class, name) == OVERRIDDEN[name]
-
-
-def test_every_overridden_member_is_called_in_training(tmp_path):
-    spy, calls = counting_calls(ScheduledDPOTrainer, OVERRIDDEN)
-    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_dataset": pairs(3, seed=1)}
-    settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    trainer = make(spy, tmp_path, **settings)
-    trainer.train()
-    make(spy, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert all(calls.values()), calls
 
 
 class Forwards:

@@ -102,6 +102,8 @@ def test_adapters_that_are_no_layers_are_known_to_have_no_flag(config):
 
 @pytest.mark.parametrize("initialisation", [True, "gaussian", "eva", "mica", "orthogonal", "pissa", "olora"])
 def test_the_initialisations_that_rewrite_the_base_are_the_known_ones(initialisation):
+    if initialisation == "mica":
+        pytest.importorskip("peft", minversion="0.20")
     base = tiny_causal_lm()
     weight = base.model.layers[0].self_attn.q_proj.weight.detach().clone()
     with pytest.warns() if initialisation == "eva" else torch.no_grad():

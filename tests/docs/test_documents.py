@@ -200,7 +200,7 @@ def test_every_page_with_code_has_a_test_that_runs_it():
 def test_the_code_of_the_migration_page_names_every_default_that_differs(capsys):
     for block in python_blocks("docs/migration.md"):
         exec(block, {})
-    assert capsys.readouterr().out.splitlines()[-1] == "['logging_nan_inf_filter']"
+    assert capsys.readouterr().out.splitlines()[-1] == "['enable_jit_checkpoint', 'logging_nan_inf_filter']"
 
 
 def test_the_code_of_the_data_formats_page_runs(capsys):

@@ -1,9 +1,6 @@
 """Two gloo ranks are one process with twice the batch; a model sharded over them is the whole one."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,30 +8,20 @@ from safetensors.torch import load_file
 
 from tests.dpo.run_training import train_on_ranks
 
-RUN = Path(__file__).parent / "run_training.py"
+ON_RANKS = "tests.dpo.run_training"
 RUNS = ["shared", "unshared", "own_betas", "dynamic", "target", "precomputed"]
 RUNS += ["sharded", "sharded_adapter", "sharded_precomputed"]
 # Measured by the parent over ranks' means, or over what one rank sees.
 OF_THE_SPLIT = ("entropy", "mean_token_accuracy", "logits/")
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> Path:
-    """Records of all runs on two ranks: one start for all of them."""
-    folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(RUN), str(folder), *RUNS, "--batch-size", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
-
-
 @pytest.mark.parametrize("run", RUNS)
 def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, two_ranks, run):
     train_on_ranks(tmp_path, run, batch_size=8)
-    one, two = (json.loads((folder / f"{run}.json").read_text()) for folder in (tmp_path, two_ranks))
+    folders = (tmp_path, two_ranks / ON_RANKS)
+    one, two = (json.loads((folder / f"{run}.json").read_text()) for folder in folders)
     assert (one["processes"], two["processes"]) == (1, 2)
-    gradients = [load_file(folder / f"{run}.safetensors") for folder in (tmp_path, two_ranks)]
+    gradients = [load_file(folder / f"{run}.safetensors") for folder in folders]
     assert gradients[0].keys() == gradients[1].keys() and any(name.startswith("2.") for name in gradients[0])
     for name, expected in gradients[0].items():
         atol = 1e-5 * expected.abs().max().item() + 1e-10

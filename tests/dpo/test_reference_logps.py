@@ -89,7 +89,7 @@ def test_forward_and_sums_are_bit_equal_to_those_of_trl(tmp_path, ld_alpha):
         use_cpu=True,
         bf16=False,
         report_to="none",
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
         ld_alpha=ld_alpha,
         max_length=60,
     )

@@ -1,11 +1,12 @@
 """The four methods on tiny models, for comparing one way of computing an optimiser step with another.
 
-Eight rows of unequal length in each of four steps, no dropout, the barrier partly open, gradients clipped. Adam's epsilon
-is large, because with a small one the rounding of a gradient near zero becomes a step of full size.
+Eight rows of unequal length in each of four steps, no dropout, the barrier partly open, gradients clipped. Adam's
+epsilon is large, because with a small one the rounding of a gradient near zero becomes a step of full size.
 """
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from alignkit import (
     ESLoRAConfig,
@@ -28,7 +31,7 @@ from alignkit import (
     ScheduledDPOTrainer,
 )
 from alignkit.fused_head.modeling import whole
-from alignkit.tasks.toy import byte_tokenizer, corpus_membership, preference_pairs, tiny_sequence_classifier
+from alignkit.tasks.toy import byte_tokenizer, preference_pairs, tiny_sequence_classifier
 from tests.dpo.conftest import pairs
 from tests.es_lora.conftest import mean_code, prompts
 from tests.kl_barrier.conftest import prompts_and_completions
@@ -39,6 +42,15 @@ GLOBAL_BATCH = 8
 HEADS = ["tidy", "short"]
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+
+# What the log of a step says of the step, however it is split.
+LOGGED = ("loss", "grad_norm", "learning_rate", "tidy/loss", "short/loss", "nll", "barrier", "kl/divergence", "kl/max")
+LOGGED += ("kl/mean", "kl/gate_open", "logratio/margin", "logratio/accuracy", "kl/reverse_on_data", "beta", "reward")
+# Times, and what TRL's parents average over batches or ranks as they fall.
+OF_THE_SPLIT = tuple(
+    f"eval_{name}"
+    for name in ("loss", "entropy", "mean_token", "logits", "logps", "rewards", "runtime", "samples_per", "steps_per")
+)
 
 COMMON: dict[str, Any] = {
     "use_cpu": True,
@@ -57,7 +69,9 @@ PAIRS = {"beta": 0.3, "beta_schedule": "linear", "beta_end": 0.1, "kl_steps": 1,
 ES = {
     "population_size": 4,
     "prompts_per_step": GLOBAL_BATCH,
-    "max_completion_length": 6,
+    "rollouts_per_prompt": 2,
+    "fitness_shaping": "prompt_baseline",
+    "max_completion_length": 4,
     "temperature": 1.0,
     "sigma": 0.2,
     "learning_rate": 0.01,
@@ -66,36 +80,87 @@ ES = {
 
 @dataclass
 class Record:
-    """What a training was: its losses and gradient norms, step by step, and the trained weights it ended with."""
+    """What a training was: the log of each step, metrics of an evaluation, the trained weights it ended with.
 
-    losses: list[float]
-    grad_norms: list[float]
+    `sharding` is "fsdp2", "zero2" or "zero3", or empty for a model that each process has whole.
+    """
+
+    log: list[dict[str, float]]
+    metrics: dict[str, float]
     weights: dict[str, Tensor]
+    sharding: str = ""
+
+    def from_step(self, first: int) -> "Record":
+        """What a training that goes on from step `first` must be."""
+        return replace(self, log=self.log[first:])
 
 
-def make_trainer(method: str, output: Path, *, batch_size: int = GLOBAL_BATCH, lora: bool = False, **settings: Any) -> Any:
-    """A trainer whose optimiser step has `GLOBAL_BATCH` rows in micro-batches of `batch_size`, over all ranks."""
-    ranks = PartialState(cpu=settings.get("use_cpu", True)).num_processes
+def make_trainer(
+    method: str,
+    output: Path,
+    *,
+    batch_size: int = GLOBAL_BATCH,
+    lora: bool = False,
+    by_name: bool = False,
+    **settings: Any,
+) -> Any:
+    """A trainer whose optimiser step has `GLOBAL_BATCH` rows in micro-batches of `batch_size`, over all ranks.
+
+    Args:
+        by_name: whether the trainer loads the model, from a folder.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {**COMMON, "gradient_accumulation_steps": GLOBAL_BATCH // (batch_size * ranks), **settings}
     if method != "es":
-        settings |= {"bf16": False, "per_device_train_batch_size": batch_size}
+        settings |= {"bf16": False, "per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
+    unset_hf_deepspeed_config()  # else the trainer before this one has ZeRO-3 shard the model while it is made
     torch.manual_seed(0)
-    return MAKERS[method](str(output), lora, settings)
+    model: Any = tiny_sequence_classifier(HEADS, seed=1) if method == "reward" else lively_lm(1)
+    if by_name:
+        model = _saved(model, output.with_name(f"{output.name}_model"))
+    arguments = {"model": model, "processing_class": byte_tokenizer()}
+    if lora:
+        arguments["peft_config"] = LoraConfig(**LORA, task_type="SEQ_CLS" if method == "reward" else "CAUSAL_LM")
+    return MAKERS[method](str(output), arguments, settings)
+
+
+def _saved(model: Any, folder: Path) -> str:
+    """The name of a folder with the model, which the first process writes."""
+    state = PartialState()
+    if state.is_main_process:
+        model.save_pretrained(folder)
+    state.wait_for_everyone()
+    return str(folder)
 
 
 def train(method: str, output: Path, *, resume: str | None = None, **settings: Any) -> Record:
-    """Train, and tell what it was."""
+    """Train, evaluate, and tell what it was."""
     trainer = make_trainer(method, output, **settings)
     trainer.train(resume_from_checkpoint=resume)
     return record_of(trainer)
 
 
 def record_of(trainer: Any) -> Record:
-    """Collective under FSDP2, whose weights are put together."""
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
-    weights = {name: whole(weight.detach()).clone() for name, weight in named if weight.requires_grad}
-    return Record([entry["loss"] for entry in log], [entry.get("grad_norm", 0.0) for entry in log], weights)
+    """Of a trainer that has trained. Collective: a sharded model is put together."""
+    entries = (entry for entry in trainer.state.log_history if "loss" in entry)
+    log = [{name: value for name, value in entry.items() if name in LOGGED} for entry in entries]
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_SPLIT)}
+    return Record(log, metrics, _weights(trainer), _sharding(trainer))
+
+
+def _weights(trainer: Any) -> dict[str, Tensor]:
+    named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    if trainer.is_deepspeed_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return {name: state[name].clone() for name, weight in named.items() if weight.requires_grad and state}
+    return {name: whole(weight.detach()).clone() for name, weight in named.items() if weight.requires_grad}
+
+
+def _sharding(trainer: Any) -> str:
+    if trainer.is_deepspeed_enabled:
+        return f"zero{trainer.accelerator.deepspeed_plugin.zero_stage}"
+    return "fsdp2" if any(isinstance(weight, DTensor) for weight in trainer.model.parameters()) else ""
 
 
 def comparisons() -> tuple[Dataset, Dataset]:
@@ -115,63 +180,49 @@ def comparisons() -> tuple[Dataset, Dataset]:
     return rows, Dataset.from_list(negatives)
 
 
-def _reward(output: str, lora: bool, settings: dict[str, Any]) -> Trainer:
-    train_rows, negatives = comparisons()
-    own: dict[str, Any] = {"head_names": HEADS, "negatives_per_tier": 2, "regularizer": "center", "learning_rate": 1e-3}
+def _reward(output: str, arguments: dict[str, Any], settings: dict[str, Any]) -> Trainer:
+    rows, negatives = comparisons()
+    own: dict[str, Any] = {
+        "head_names": HEADS,
+        "negatives_per_tier": 2,
+        "regularizer": "center",
+        "learning_rate": 1e-3,
+    }
     own["tier_weights"] = {"soft": 2.0, "furthest": 0.5}
     args = MultiHeadRewardConfig(output, **{**own, **settings})
     _shard_on_cpu(args)
-    return MultiHeadRewardTrainer(
-        tiny_sequence_classifier(HEADS, seed=1),
-        args,
-        train_dataset=train_rows,
-        negatives=negatives,
-        processing_class=byte_tokenizer(),
-        peft_config=LoraConfig(**LORA, task_type="SEQ_CLS") if lora else None,
-    )
+    arguments |= {"train_dataset": rows, "eval_dataset": rows.select(range(8, 15)), "negatives": negatives}
+    return MultiHeadRewardTrainer(args=args, **arguments)
 
 
-def _barrier(output: str, lora: bool, settings: dict[str, Any]) -> Trainer:
-    own = BARRIER | ({"tau_nats": 3.2, "ref": "base"} if lora else {"tau_nats": 2.65})  # between those of the sequences
-    has_own_reference = not lora and settings.get("ref") is None and settings.get("precompute_ref") is None
+def _barrier(output: str, arguments: dict[str, Any], settings: dict[str, Any]) -> Trainer:
+    has_adapter, names_reference = "peft_config" in arguments, {"ref", "precompute_ref"} & set(settings)
+    own = BARRIER | {"tau_nats": 3.2 if has_adapter else 2.65}  # between the divergences of the sequences
+    if has_adapter and not names_reference:
+        own["ref"] = "base"
+    elif not names_reference:
+        arguments["ref_model"] = lively_lm(2)
     args = KLBarrierConfig(output, **{**own, **settings})
     _shard_on_cpu(args)
-    return KLBarrierTrainer(
-        lively_lm(1),
-        args,
-        train_dataset=prompts_and_completions(32),
-        ref_model=lively_lm(2) if has_own_reference else None,
-        processing_class=byte_tokenizer(),
-        peft_config=LoraConfig(**LORA) if lora else None,
-    )
+    rows = {"train_dataset": prompts_and_completions(32), "eval_dataset": prompts_and_completions(7, seed=1)}
+    return KLBarrierTrainer(args=args, **arguments, **rows)
 
 
-def _dpo(output: str, lora: bool, settings: dict[str, Any]) -> Trainer:
-    args = ScheduledDPOConfig(output, **{**PAIRS, **({"ref": "base"} if lora else {}), **settings})
+def _dpo(output: str, arguments: dict[str, Any], settings: dict[str, Any]) -> Trainer:
+    own = PAIRS | ({"ref": "base"} if "peft_config" in arguments else {})
+    args = ScheduledDPOConfig(output, **{**own, **settings})
     _shard_on_cpu(args)
-    return ScheduledDPOTrainer(
-        lively_lm(1),
-        args=args,
-        train_dataset=pairs(32),
-        processing_class=byte_tokenizer(),
-        peft_config=LoraConfig(**LORA) if lora else None,
-    )
+    return ScheduledDPOTrainer(args=args, **arguments, train_dataset=pairs(32), eval_dataset=pairs(7, seed=1))
 
 
-def _es(output: str, lora: bool, settings: dict[str, Any]) -> Trainer:
+def _es(output: str, arguments: dict[str, Any], settings: dict[str, Any]) -> Trainer:
     args = ESLoRAConfig(output, **{**ES, **settings})
     _shard_on_cpu(args)
-    return ESLoRATrainer(
-        model=lively_lm(1),
-        reward_funcs=mean_code,
-        args=args,
-        train_dataset=prompts(16),
-        processing_class=byte_tokenizer(),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj", "down_proj"]),
-    )
+    arguments["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    return ESLoRATrainer(args=args, **arguments, reward_funcs=mean_code, train_dataset=prompts(16))
 
 
-MAKERS: dict[str, Callable[[str, bool, dict[str, Any]], Trainer]] = {
+MAKERS: dict[str, Callable[[str, dict[str, Any], dict[str, Any]], Trainer]] = {
     "reward": _reward,
     "barrier": _barrier,
     "dpo": _dpo,

@@ -1,6 +1,6 @@
 """Small training runs in a process of their own, for the tests of resuming and of several ranks.
 
-python run_training.py FOLDER RUN [--kill-in STEP]
+python run_training.py FOLDER RUN --kill-in STEP
 """
 
 import argparse
@@ -79,19 +79,22 @@ def run(output: Path, name: str, reward: Any = mean_code, resume: bool = False) 
     return trainer
 
 
+def on_ranks(output: Path, name: str) -> None:
+    """One of two ranks; the first leaves the weights."""
+    trainer = run(output / name, name, FailingAndSlow())
+    if trainer.is_world_process_zero():
+        torch.save(trained(trainer), output / f"{name}.pt")
+        (output / f"{name}.processes").write_text(str(trainer.accelerator.num_processes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("runs", nargs="+", choices=RUNS)
-    parser.add_argument("--kill-in", type=int, default=0)
+    parser.add_argument("run", choices=RUNS)
+    parser.add_argument("--kill-in", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.runs:
-        reward = KillIn(options.kill_in) if options.kill_in else FailingAndSlow()
-        trainer = run(options.output / name, name, reward)
-        if trainer.is_world_process_zero():
-            torch.save(trained(trainer), options.output / f"{name}.pt")
-            (options.output / f"{name}.processes").write_text(str(trainer.accelerator.num_processes))
+    run(options.output / options.run, options.run, KillIn(options.kill_in))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_the_same_reward_object_sees_the_same_keywords_in_grpo(make_trainer, tmp
             num_generations=2,
             max_completion_length=6,
             save_strategy="no",
-            activation_checkpointing=False,
+            gradient_checkpointing=False,
         ),
         train_dataset=rows,
         processing_class=tokenizer,

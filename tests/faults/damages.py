@@ -18,9 +18,9 @@ def cut_in_half(path: Path) -> None:
 
 
 def flip_one_byte(path: Path) -> None:
-    """At a place that the file's name decides, so that a failure can be repeated."""
+    """One bit of it, at a place that the file's name decides, so that a failure can be repeated."""
     content = bytearray(path.read_bytes())
-    content[random.Random(path.name).randrange(len(content))] ^= 0xFF
+    content[random.Random(path.name).randrange(len(content))] ^= 1
     path.write_bytes(content)
 
 

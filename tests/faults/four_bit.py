@@ -35,12 +35,12 @@ def quantised_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def give_same_weights(quantised: nn.Module, whole: nn.Module) -> None:
-    """Make two models under PEFT equal: the weights of the first, dequantised, and its LoRA, both in float32.
+    """Make two models under PEFT equal: the weights of the first, dequantised, and what it trains, in float32.
 
-    TRL makes the LoRA of a quantised model one of bfloat16, whose rounding would hide what is looked for.
+    TRL makes what a quantised model trains bfloat16, whose rounding would hide what is looked for.
     """
     for name, parameter in quantised.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or parameter.requires_grad:
             parameter.data = parameter.data.float()
     for name, layer in quantised_layers(quantised).items():
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)

@@ -19,7 +19,7 @@ def before_each_change_in(folder: Path, act: Callable[[str, tuple[Any, ...]], No
 
     def see(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal is_acting
-        if is_acting or not (event in CHANGES or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if is_acting or not (event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))):
             return
         is_of_tree = event in ("os.remove", "os.rmdir") and arguments[1] != -1
         if is_of_tree or str(arguments[0]).startswith(f"{folder}{os.sep}"):

@@ -1,6 +1,7 @@
 """Pickles that show when they are loaded."""
 
 import pickle
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ def write_touching_pickle(path: Path, marker: Path, *, in_zip: bool = True) -> N
     Raises:
         RuntimeError: it would touch nothing.
     """
+    content = BytesIO()
     value = {"state": _Touch(marker)}
     if in_zip:
-        torch.save(value, path)
-        torch.load(path, weights_only=False)
+        torch.save(value, content)
+        torch.load(BytesIO(content.getvalue()), weights_only=False)
     else:
-        path.write_bytes(pickle.dumps(value))
-        pickle.loads(path.read_bytes())
+        pickle.dump(value, content)
+        pickle.loads(content.getvalue())
     if not marker.exists():
-        raise RuntimeError(f"to unpickle {path} touched nothing")
+        raise RuntimeError("the pickle touches nothing where it is loaded")
     marker.unlink()
+    path.write_bytes(content.getvalue())

@@ -72,6 +72,8 @@ def make_plain_trainer(method: str, output: Path, *callbacks: TrainerCallback, *
     given = {"model": model_of(method), "train_dataset": rows_of(method), "peft_config": LoraConfig(**LORA, **task)}
     given |= {name: settings.pop(name) for name in own if name in settings}
     config, kind = KINDS[method]
+    if method != "SFTTrainer":
+        settings = {"disable_dropout": False, **settings}
     torch.manual_seed(0)
     return kind(
         args=config(str(output), **{**SETTINGS, **settings}),

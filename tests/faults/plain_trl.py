@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -34,7 +35,7 @@ from tests.faults.plain_trainings import BEGUN, METHODS, OUTCOME, WEIGHTS, make_
 from tests.faults.processes import finish, start
 
 KILLS = 8
-FLIPS = 8
+FLIPS = 4
 DAMAGED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 Measured = dict[str, Any]
 
@@ -60,7 +61,7 @@ class Runs:
         """Exit code of a training, and the last line that it printed."""
         output.with_suffix(".log").unlink(missing_ok=True)
         code = finish(self.begin(output, **settings), timeout_s=120)
-        return code, last_line(output.with_suffix(".log"))
+        return code, last_line(output.with_suffix(".log")).replace(str(self.folder), "")
 
     def stopped(self, step: int = 4) -> Path:
         """A run of which nothing is left but its checkpoint of a step."""
@@ -97,18 +98,25 @@ def counted(outcomes: list[str]) -> dict[str, int]:
 
 
 def kills_during_a_save(runs: Runs) -> Measured:
-    """SIGKILL at a random moment of a save, and another start with `resume_from_checkpoint=True`."""
-    save_s = seconds_of_a_save(runs)
-    draw, outcomes = random.Random(0), []
+    """SIGKILL at a random moment of a save, and another start with `resume_from_checkpoint=True`.
+
+    How long a save takes is seen at the first one of the same process.
+    """
+    draw, outcomes, saves_s = random.Random(0), [], []
     for _ in range(KILLS):
-        output, step, wait = runs.new(), draw.randint(2, 6), draw.random() * save_s
+        output, step, share = runs.new(), draw.randint(2, 6), draw.random()
         process = runs.begin(output)
+        wait_for(output / "checkpoint-1", process)
+        begun_s = time.monotonic()
+        wait_for(output / "checkpoint-1" / "trainer_state.json", process)  # the last file of a save
+        saves_s.append(time.monotonic() - begun_s)
         wait_for(output / f"checkpoint-{step}", process)
-        time.sleep(wait)
+        time.sleep(share * saves_s[-1])
         process.kill()
         finish(process)
         outcomes.append(runs.resumed(output))
-    return {"kills": KILLS, "save_s": round(save_s, 4), **counted(outcomes), "errors": distinct_errors(outcomes)}
+    errors = [outcome for outcome in outcomes if outcome not in ("exact", "another run")]
+    return {"kills": KILLS, "save_s": round(median(saves_s), 4), **counted(outcomes), "errors": errors}
 
 
 def wait_for(path: Path, process: Any) -> None:
@@ -116,19 +124,6 @@ def wait_for(path: Path, process: Any) -> None:
         if process.exitcode is not None:
             raise RuntimeError(f"the process ended with {process.exitcode} before {path} was there")
         time.sleep(0.0005)
-
-
-def seconds_of_a_save(runs: Runs) -> float:
-    """Median time from a checkpoint's folder to the last of its files, in the run without a fault."""
-    saves = []
-    for checkpoint in runs.whole.glob("checkpoint-*"):
-        times = [path.stat().st_mtime for path in checkpoint.iterdir()]
-        saves.append(max(times) - min(times))
-    return sorted(saves)[len(saves) // 2] * 1.5  # the folder is older than the first file that is finished in it
-
-
-def distinct_errors(outcomes: list[str]) -> list[str]:
-    return sorted({outcome for outcome in outcomes if outcome not in ("exact", "another run")})
 
 
 def a_missing_file(runs: Runs) -> Measured:
@@ -281,15 +276,24 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    origin = {"commit": git_commit(), "versions": package_versions()}
     measured: Measured = {fault: {} for fault in options.faults}
     for method in METHODS:
         with TemporaryDirectory() as folder:
             runs = Runs(method, Path(folder))
             for fault in options.faults:
-                measured[fault][method] = found = FAULTS[fault](runs)
-                print(f"| {fault} | {method} | {found} |", flush=True)
-    versions = {"commit": git_commit(), "versions": package_versions()}
-    write_json(options.output, {**versions, "faults": measured})
+                measured[fault][method] = FAULTS[fault](runs)
+                write_json(options.output, {**origin, "faults": measured})
+                print(f"{method}: {fault}: measured", flush=True)
+    print(f"\n| fault | {' | '.join(METHODS)} |\n|{'---|' * (1 + len(METHODS))}")
+    for fault, found in measured.items():
+        print(f"| {fault} | {' | '.join(in_words(found[method]) for method in METHODS)} |")
+
+
+def in_words(found: Any) -> str:
+    if isinstance(found, dict):
+        return "; ".join(f"{name}: {in_words(value)}" for name, value in found.items())
+    return ", ".join(map(str, found)) if isinstance(found, list) else str(found).replace("|", "/")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A damaged checkpoint is refused by the name of its file, or the training goes on from an older one."""
 
+import json
 import re
 import shutil
 
@@ -38,6 +39,15 @@ def test_any_damage_to_any_file_is_found_and_its_file_named(tmp_path, uninterrup
         shutil.rmtree(folder)
 
 
+def test_damage_to_a_manifest_is_not_blamed_on_the_file_that_it_describes(tmp_path, uninterrupted):
+    manifest = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 3) / MANIFEST
+    text = manifest.read_text()
+    stated = json.loads(text)["files"]["optimizer.pt"]["sha256"]
+    manifest.write_text(text.replace(stated, stated[::-1]))
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint-3/manifest\.json is damaged"):
+        check_checkpoint(manifest.parent)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_training_refuses_a_damaged_checkpoint_and_goes_on_from_an_older_one(tmp_path, uninterrupted, caplog, method):
     whole = uninterrupted(method)
@@ -72,6 +82,14 @@ def test_without_a_manifest_each_file_that_a_resume_reads_is_missed_by_name(tmp_
         delete(checkpoint / name)
         with pytest.raises(ValueError, match=re.escape(f"{checkpoint / name} ")):
             trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_random_states_of_another_number_of_processes_are_warned_of(tmp_path, uninterrupted, caplog):
+    checkpoint = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 7)
+    delete(checkpoint / MANIFEST)
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    make_trainer("barrier", tmp_path, save_strategy="no").train(resume_from_checkpoint=True)
+    assert re.search(r"checkpoint-7/rng_state\.pth is missing: dropout", caplog.text)
 
 
 @pytest.mark.slow

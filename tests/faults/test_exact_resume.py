@@ -12,6 +12,7 @@ from tests.faults.trainings import METHODS, make_trainer
 
 KINDS = [(method, full) for method in METHODS for full in (False, True) if not (method == "es" and full)]
 QUICK = {("reward", True), ("barrier", False), ("es", False), ("dpo", True)}
+SLOW = pytest.mark.slow
 
 
 class KillAfter(TrainerCallback):
@@ -30,7 +31,7 @@ def train_until_killed(method: str, folder: Path, full: bool, step: int, save_st
 
 
 @pytest.mark.parametrize(
-    ("method", "full"), [pytest.param(*kind, marks=[] if kind in QUICK else [pytest.mark.slow]) for kind in KINDS]
+    ("method", "full"), [pytest.param(*kind, marks=[] if kind in QUICK else [SLOW]) for kind in KINDS]
 )
 def test_killed_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, method, full):
     folder = tmp_path / "run"
@@ -52,7 +53,7 @@ def test_resumed_from_any_checkpoint_equals_uninterrupted(tmp_path, uninterrupte
     whole.assert_equals(resumed)
 
 
-@pytest.mark.parametrize("method", ["barrier", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS)])
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name == "barrier" else [SLOW]) for name in METHODS])
 def test_resumed_from_the_last_step_takes_no_further_one(tmp_path, uninterrupted, method):
     whole = uninterrupted(method)
     resumed = make_trainer(method, tmp_path, save_strategy="no")
@@ -60,9 +61,9 @@ def test_resumed_from_the_last_step_takes_no_further_one(tmp_path, uninterrupted
     whole.assert_equals(resumed)
 
 
-@pytest.mark.parametrize("method", ["reward", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS)])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_holds_each_file_that_a_resume_reads(uninterrupted, method):
-    """Of a training without one of them the rest would not be the same; so the test of damages covers all of them."""
+    """Without any one of them the rest of a training would not be the same."""
     folder = uninterrupted(method).folder / "checkpoint-3"
     own = {
         "reward": {"counts.json"},

@@ -4,28 +4,24 @@ import json
 import logging
 import os
 import random
-import shutil
+import re
 import signal
+import threading
 import time
 from collections import Counter
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignkit.reliability import check_checkpoint, newest_complete_checkpoint
-from tests.faults.damages import MANIFEST, copy_checkpoints
+from tests.faults.damages import MANIFEST, copy_checkpoints, cut_in_half, files_of
 from tests.faults.moments import before_each_change_in
 from tests.faults.processes import finish, start
 from tests.faults.trainings import METHODS, make_trainer
 
 SAVING = ".saving"
 SLOW = pytest.mark.slow
-
-
-def train(method: str, folder: Path, resume: bool) -> None:
-    make_trainer(method, folder, save_total_limit=2).train(resume_from_checkpoint=resume or None)
 
 
 def steps_on_disk(folder: Path) -> list[int]:
@@ -35,35 +31,23 @@ def steps_on_disk(folder: Path) -> list[int]:
 # ---- At random moments ----
 
 
-def wait_for_save(process: BaseProcess, folder: Path) -> None:
-    """Until a save begins, or the process ends."""
-    deadline = time.monotonic() + 60
-    while not (folder / SAVING).exists() and process.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
+def train_and_die(method: str, folder: Path, resume: bool, save: int, share: float) -> None:
+    """Die in the save of this number, when this share of the time that the save before it took has gone by."""
+    n_saves, begun, took = 0, 0.0, 0.0
 
+    def act(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal n_saves, begun, took
+        if str(arguments[0]) != str(folder / SAVING):
+            return
+        if event == "os.mkdir" and not (folder / SAVING).exists():
+            n_saves, begun = n_saves + 1, time.monotonic()
+            if n_saves == save:
+                threading.Timer(took * share, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif event == "os.rmdir" and n_saves:
+            took = time.monotonic() - begun
 
-def time_of_save(process: BaseProcess, folder: Path) -> float:
-    """Seconds that a save takes, measured from outside."""
-    wait_for_save(process, folder)
-    begun = time.monotonic()
-    while (folder / SAVING).exists() and process.is_alive():
-        time.sleep(0.0005)
-    return time.monotonic() - begun
-
-
-def killed_while_saving(method: str, folder: Path, chance: random.Random, *, resume: bool) -> str:
-    """Train in a process that is killed at a random moment of its second or third save; what it printed."""
-    log = folder.parent / f"{time.monotonic_ns()}.log"
-    process = start(train, method, folder, resume, output=log)
-    seconds = time_of_save(process, folder)
-    for _ in range(chance.randrange(2)):
-        time_of_save(process, folder)
-    wait_for_save(process, folder)
-    time.sleep(seconds * chance.random())
-    process.kill()
-    assert finish(process) == -signal.SIGKILL, log.read_text()
-    return log.read_text()
+    before_each_change_in(folder, act)
+    make_trainer(method, folder, save_total_limit=2).train(resume_from_checkpoint=resume or None)
 
 
 def unfinished(folder: Path) -> list[str]:
@@ -76,12 +60,13 @@ def unfinished(folder: Path) -> list[str]:
 def test_killed_twice_at_random_moments_of_a_save_and_resumed_equals_uninterrupted(
     tmp_path, uninterrupted, caplog, method, seed
 ):
-    folder, chance = tmp_path / "run", random.Random(f"{method} {seed}")
-    killed_while_saving(method, folder, chance, resume=False)
-    passed_over = unfinished(folder)
-    printed = killed_while_saving(method, folder, chance, resume=True)
-    assert all(f"{name} was being written when the run ended" in printed for name in passed_over)
-    passed_over = unfinished(folder)
+    folder, log, chance = tmp_path / "run", tmp_path / "log", random.Random(f"{method} {seed}")
+    passed_over: list[str] = []
+    for resume in (False, True):
+        process = start(train_and_die, method, folder, resume, chance.choice([2, 3]), chance.random(), output=log)
+        assert finish(process) == -signal.SIGKILL, log.read_text()
+        assert all(f"{name} was being written when the run ended" in log.read_text() for name in passed_over)
+        passed_over = unfinished(folder)
     resumed = make_trainer(method, folder, save_total_limit=2)
     resumed.train(resume_from_checkpoint=True)
     assert all(f"{name} was being written when the run ended" in caplog.text for name in passed_over)
@@ -140,7 +125,7 @@ def train_until(method: str, folder: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["named", "removing"])
-@pytest.mark.parametrize("method", ["dpo", *(pytest.param(method, marks=SLOW) for method in METHODS)])
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name == "dpo" else [SLOW]) for name in METHODS])
 def test_killed_after_a_checkpoint_is_named_it_is_resumed_and_two_complete_ones_stay(
     tmp_path, uninterrupted, method, place
 ):
@@ -160,22 +145,17 @@ def test_killed_after_a_checkpoint_is_named_it_is_resumed_and_two_complete_ones_
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_that_plain_trl_was_killed_in_is_passed_over_by_name(tmp_path, uninterrupted, caplog, method):
-    """Under its last name from the start, without a manifest: every beginning of the order in which it is written."""
+    """It has its last name from the start, and no manifest; `trainer_state.json` is the last file that is written."""
     checkpoint = copy_checkpoints(uninterrupted(method).folder, tmp_path, 2, 3)
-    (checkpoint / MANIFEST).unlink()
-    (checkpoint / "counts.json").unlink(missing_ok=True)
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    assert max(files, key=lambda path: path.stat().st_mtime_ns).name == "trainer_state.json"
+    for name in (MANIFEST, "counts.json"):
+        (checkpoint / name).unlink(missing_ok=True)
+    written = sorted((checkpoint / name for name in files_of(checkpoint)), key=lambda path: path.stat().st_mtime_ns)
+    assert written[-1].name == "trainer_state.json"
     assert newest_complete_checkpoint(tmp_path) == checkpoint
-    for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns):
-        for half in (path.read_bytes()[: path.stat().st_size // 2], None):
-            if half is None:
-                path.unlink()
-            else:
-                path.write_bytes(half)
-            is_found_later = path.suffix == ".safetensors" or path.name == "trainer_state.json"
-            caplog.clear()
-            if half is None or is_found_later or path.name != "trainer_state.json":
-                assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-                assert str(checkpoint) in caplog.text
-    shutil.rmtree(tmp_path)
+    cut_in_half(written[-1])
+    for path in reversed(written):
+        caplog.clear()
+        assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+        assert re.search(r"checkpoint-3 is passed over: .*checkpoint-3/trainer_state\.json", caplog.text)
+        path.unlink()
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"

@@ -19,7 +19,7 @@ QUIET = {
     "disable_tqdm": True,
     "save_strategy": "no",
     "logging_steps": 1,
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "max_length": 128,
     "learning_rate": 1e-3,
     "max_grad_norm": 0.0,

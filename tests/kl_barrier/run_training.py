@@ -1,6 +1,6 @@
 """Small training runs in a process of their own, for the tests of resuming and of several ranks.
 
-python run_training.py FOLDER RUN [RUN ...] [--batch-size N] [--wait-after STEP]
+python run_training.py FOLDER RUN --wait-after STEP
 """
 
 import argparse
@@ -115,6 +115,11 @@ def train_on_ranks(output: Path, run: str, batch_size: int) -> None:
         (output / f"{run}.json").write_text(json.dumps(record))
 
 
+def on_ranks(output: Path, run: str) -> None:
+    """One of two ranks, each with half of the batch of `train_on_ranks(..., batch_size=8)`."""
+    train_on_ranks(output, run, batch_size=4)
+
+
 def train_to_the_end(output: Path, run: str, wait_after: int = 0, resume: bool = False) -> KLBarrierTrainer:
     """Eight steps, four in an epoch, with a checkpoint after three."""
     waits = [WaitAfter(wait_after, output / "waiting")] if wait_after else []
@@ -127,17 +132,12 @@ def train_to_the_end(output: Path, run: str, wait_after: int = 0, resume: bool =
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("runs", nargs="+", choices=RUNS)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--wait-after", type=int, default=0)
+    parser.add_argument("run", choices=RUNS)
+    parser.add_argument("--wait-after", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    for run in options.runs:
-        if options.wait_after:
-            train_to_the_end(options.output, run, options.wait_after)
-        else:
-            train_on_ranks(options.output, run, options.batch_size)
+    train_to_the_end(options.output, options.run, options.wait_after)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ QUARTERS = st.integers(-40, 40).map(lambda number: number / 4)
 PAIRS = st.lists(st.tuples(QUARTERS, QUARTERS), min_size=1, max_size=5)
 
 
-@given(SEEDS, st.integers(0, 10**6), st.integers(0, 500), st.dictionaries(NAMES, SHAPES, min_size=1, max_size=4), ORDERS)
+@given(
+    SEEDS, st.integers(0, 10**6), st.integers(0, 500), st.dictionaries(NAMES, SHAPES, min_size=1, max_size=4), ORDERS
+)
 def test_noise_depends_on_its_four_fields_and_not_on_what_is_drawn_with_it_or_in_which_order(
     seed, step, member, shapes, order
 ):
@@ -105,7 +107,10 @@ def test_rewards_turned_round_turn_the_weights_round_and_weights_keep_the_order_
         assert bool(weights.any()) == (has_variance(values) if how != "sign" else any(a != b for a, b in pairs))
 
 
-@given(st.lists(st.lists(QUARTERS, min_size=3, max_size=3), min_size=2, max_size=5), st.lists(QUARTERS, min_size=3, max_size=3))
+@given(
+    st.lists(st.lists(QUARTERS, min_size=3, max_size=3), min_size=2, max_size=5),
+    st.lists(QUARTERS, min_size=3, max_size=3),
+)
 def test_how_hard_a_prompt_is_has_no_part_in_the_prompt_baseline(rewards, difficulty):
     fitness = torch.tensor(rewards, dtype=torch.float64)
     moved = fitness + torch.tensor(difficulty, dtype=torch.float64)
@@ -248,7 +253,9 @@ def test_low_rank_noise_counts_as_its_product_and_the_sign_may_be_on_either_fact
     assert torch.allclose(found, es_gradient(weights, noise, 1.0, divide_by_sigma=False))
     assert torch.allclose(low_rank_es_gradient(weights, -a, -b, 1.0, divide_by_sigma=False), found)
     ranks = shuffled([0, 1], order)
-    assert torch.allclose(low_rank_es_gradient(weights, a[:, :, ranks], b[:, ranks], 1.0, divide_by_sigma=False), found)
+    assert torch.allclose(
+        low_rank_es_gradient(weights, a[:, :, ranks], b[:, ranks], 1.0, divide_by_sigma=False), found
+    )
 
 
 @given(tensors(3), tensors(3), st.floats(0, 1))
@@ -263,7 +270,10 @@ def test_the_pull_to_the_anchor_points_away_from_it_and_is_none_at_it(param, anc
 # ---- Decoding ----
 
 
-@given(st.lists(st.lists(st.integers(0, 99), max_size=7, unique=True), min_size=1, max_size=5).filter(any), st.integers(0, 3))
+@given(
+    st.lists(st.lists(st.integers(0, 99), max_size=7, unique=True), min_size=1, max_size=5).filter(any),
+    st.integers(0, 3),
+)
 def test_groups_have_one_size_and_one_member_and_hold_every_row_once(rows, more):
     most = sum(bool(of_member) for of_member in rows) + more
     members, groups = equal_groups(rows, most)

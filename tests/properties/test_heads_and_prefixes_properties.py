@@ -66,15 +66,19 @@ def test_positions_do_not_see_each_other_and_both_directions_are_those_of_the_tw
     for name in ("nll", "reverse_kl", "forward_kl", "entropy"):
         assert torch.allclose(getattr(moved, name), getattr(found, name)[rows], atol=1e-9)
         assert (getattr(found, name) >= -1e-12).all()
-    exchanged = token_statistics(
-        arguments["ref_hidden"],
-        arguments["policy_hidden"],
-        arguments["policy_weight"] if arguments["ref_weight"] is None else arguments["ref_weight"],
-        None if arguments["ref_weight"] is None else arguments["policy_weight"],
-        arguments["labels"],
-        **{**options, "bias": options.get("ref_bias", options["bias"])},
-        **({"ref_bias": options["bias"]} if "ref_bias" in options else {}),
-    ) if "ref_bias" not in options else None
+    exchanged = (
+        token_statistics(
+            arguments["ref_hidden"],
+            arguments["policy_hidden"],
+            arguments["policy_weight"] if arguments["ref_weight"] is None else arguments["ref_weight"],
+            None if arguments["ref_weight"] is None else arguments["policy_weight"],
+            arguments["labels"],
+            **{**options, "bias": options.get("ref_bias", options["bias"])},
+            **({"ref_bias": options["bias"]} if "ref_bias" in options else {}),
+        )
+        if "ref_bias" not in options
+        else None
+    )
     if exchanged is not None:
         assert torch.allclose(exchanged.reverse_kl, found.forward_kl, atol=1e-9)
         assert torch.allclose(exchanged.forward_kl, found.reverse_kl, atol=1e-9)

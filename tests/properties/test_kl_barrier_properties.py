@@ -164,9 +164,7 @@ def test_ranks_and_micro_batches_of_a_step_average_to_its_one_hinge(values, how,
     of_ranks = []
     for place, part in enumerate(parts):
         others = torch.cat([kl[:0], *parts[:place]]), torch.cat([kl[:0], *parts[place + 1 :]])
-        of_ranks.append(
-            value_and_gradient(part, lambda leaf, o=others: rank_global_barrier(leaf, o, how, tau, shape))
-        )
+        of_ranks.append(value_and_gradient(part, lambda leaf, o=others: rank_global_barrier(leaf, o, how, tau, shape)))
     assert sum(value for value, _ in of_ranks) / n_ranks == pytest.approx(whole[0])
     assert torch.allclose(torch.cat([gradient for _, gradient in of_ranks]) / n_ranks, whole[1])
 
@@ -197,9 +195,7 @@ def test_an_evaluated_batch_of_one_sequence_is_the_same_in_every_scope(values, t
 
 # ---- Sequences ----
 
-ROWS = st.lists(
-    st.lists(st.tuples(st.integers(1, 90), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4
-)
+ROWS = st.lists(st.lists(st.tuples(st.integers(1, 90), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
 @given(ROWS, st.booleans())

@@ -70,7 +70,11 @@ def test_two_expressions_in_brackets_combine_as_their_values_do(first, second):
             assert value == apply_operator(symbol, first[1], second[1])
 
 
-@given(expressions(), st.sampled_from(["//", "**", "_", "e", ".", "\n", "\t", "=", "x", "\u0663", "\u00d7", ","]), st.data())
+@given(
+    expressions(),
+    st.sampled_from(["//", "**", "_", "e", ".", "\n", "\t", "=", "x", "\u0663", "\u00d7", ","]),
+    st.data(),
+)
 def test_whatever_is_no_arithmetic_is_refused_wherever_it_stands(expression, foreign, data):
     text = expression[0]
     place = data.draw(st.integers(0, len(text)))

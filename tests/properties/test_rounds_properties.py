@@ -56,9 +56,7 @@ def test_a_text_said_again_repeats_itself_more_with_every_time(words, times):
 
 @given(st.lists(st.sampled_from([None, "empty", "perplexity", "pattern x"]), min_size=1, max_size=20), SEEDS)
 def test_what_is_kept_passed_is_in_its_order_and_no_more_than_asked_for(reasons, seed):
-    judgements = [
-        Judgement(Proposal("", str(number)), None, 0.0, reason) for number, reason in enumerate(reasons)
-    ]
+    judgements = [Judgement(Proposal("", str(number)), None, 0.0, reason) for number, reason in enumerate(reasons)]
     settings = FilterSettings(keep_at_most=4, min_kept=2)
     result = choose_kept(judgements, settings, seed=seed)
     passed = [one.proposal for one in judgements if one.reason is None]

@@ -18,7 +18,7 @@ QUIET = {
     "disable_tqdm": True,
     "save_strategy": "no",
     "logging_steps": 1,
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "max_length": 512,
     "learning_rate": 1e-3,
 }

@@ -1,33 +1,23 @@
-"""Two gloo ranks are one process with twice the batch."""
+"""Two gloo ranks are one process with twice the batch; a model sharded over them is the whole one."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-RUN = Path(__file__).parent / "run_training.py"
+from tests.reward_model.run_training import train_on_ranks
+
+ON_RANKS = "tests.reward_model.run_training"
 
 
-def run(output: Path, ranks: int, *arguments: str) -> dict:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, str(RUN), str(output), *arguments, "--batch-size", str(8 // ranks)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    return json.loads((output / "record.json").read_text())
-
-
-PAIRS, TIERS = ["--data", "pairs"], ["--data", "tiers", "--regularizer", "center"]
-
-
-@pytest.mark.parametrize("data", [pytest.param(PAIRS, marks=pytest.mark.slow), TIERS], ids=["pairs", "tiers"])
-def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, data):
-    one, two = (run(tmp_path / str(ranks), ranks, *data, "--optim", "sgd") for ranks in (1, 2))
-    assert two["processes"] == 2
-    gradients = [load_file(tmp_path / ranks / "gradients.safetensors") for ranks in ("1", "2")]
+@pytest.mark.parametrize("run", [pytest.param("pairs", marks=pytest.mark.slow), "tiers"])
+def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, two_ranks, run):
+    train_on_ranks(tmp_path, run, batch_size=8)
+    folders = (tmp_path / run, two_ranks / ON_RANKS / run)
+    one, two = (json.loads((folder / "record.json").read_text()) for folder in folders)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    gradients = [load_file(folder / "gradients.safetensors") for folder in folders]
     assert gradients[0].keys() == gradients[1].keys()
     for name in gradients[0]:
         torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=0, atol=1e-6)
@@ -39,13 +29,6 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, data):
     for name, value in one["metrics"].items():  # a streamed evaluation set is the same set
         if name.startswith("eval_whole"):
             assert one["metrics"][name.replace("whole", "streamed")] == pytest.approx(value, abs=1e-5)
-    weights = [load_file(tmp_path / ranks / "final" / "model.safetensors") for ranks in ("1", "2")]
+    weights = [load_file(folder / "final" / "model.safetensors") for folder in folders]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=1e-6)
-
-
-def test_a_model_sharded_by_fsdp2_has_the_scores_and_gradients_of_the_whole_one():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launcher, str(RUN.with_name("run_fsdp.py"))], capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal") == 2

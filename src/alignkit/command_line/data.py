@@ -57,7 +57,9 @@ def load_splits(name: str, config: str | None = None, *, streaming: bool = False
             saved = load_from_disk(name)
             return saved if isinstance(saved, Mapping) else {"train": saved}
         return load_dataset(name, config, streaming=streaming)
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and not is_saved:  # which says itself what there is not
+            raise
         raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
 
 

@@ -47,7 +47,7 @@ def launch_command(
     if "LOCAL_RANK" in os.environ:
         raise ValueError("accelerate_config starts processes, but a launcher has started this one; leave it out")
     path = config_file(accelerate_config)
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config: Any = read_spec_file(path, lambda content: content)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is no configuration of accelerate; make one with `accelerate config`")
     on_gpus = not config.get("use_cpu", False)

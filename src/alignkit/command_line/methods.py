@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.command_line.data import only_split
+from alignkit.model_folder import check_config
 from alignkit.named_objects import load_named
 from alignkit.spec_files import construct
 
@@ -123,6 +124,7 @@ def build_trainer(name: str, parsed: Any, train: Any, test: Any) -> Any:
         else:
             more["quantization_config"] = quantization
     name_or_path = model.model_name_or_path
+    check_config(name_or_path)
     try:
         return _class(method.trainer)(
             model=name_or_path,

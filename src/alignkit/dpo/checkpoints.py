@@ -6,6 +6,7 @@ from pathlib import Path
 from alignkit.dpo.control import BetaControl
 from alignkit.reference import ReferenceManager
 from alignkit.reference.checkpoints import existing_file, load_reference, save_reference
+from alignkit.storage import read_json
 
 STATE_FILE = "dpo_state.json"
 REFERENCE_FILE = "dpo_reference.safetensors"
@@ -28,7 +29,7 @@ def load_state(folder: str | Path, control: BetaControl, reference: ReferenceMan
     if control.state_dict():
         path = existing_file(folder, STATE_FILE, "dynamic_beta_alpha or target_kl")
         try:
-            control.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}); resume from an earlier checkpoint") from error
+            control.load_state_dict(read_json(path))
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged (it has no {error}); resume from an earlier checkpoint") from error
     load_reference(folder, REFERENCE_FILE, reference)

@@ -67,7 +67,7 @@ def reverse_kl_of_completions(
         reference: whose output embedding is read, where it is not the policy's own.
     """
     n_tokens = input_ids.shape[1]  # prompt learning puts virtual ones before them
-    predicts = completion_mask[:, 1:].bool()
+    rows, columns = completion_mask[:, 1:].nonzero(as_tuple=True)  # waits once; a mask as an index would thrice
     causal_lm = causal_lm_of(policy)
     head: Any = causal_lm.get_output_embeddings()
     settings = head_settings(causal_lm.config)
@@ -78,11 +78,11 @@ def reverse_kl_of_completions(
             ref_weight = whole(ref_head.weight.detach())
             ref_bias = None if ref_head.bias is None else whole(ref_head.bias.detach())
     statistics = token_statistics(
-        policy_hidden[:, -n_tokens:-1][predicts],
-        ref_hidden[:, -n_tokens:-1][predicts],
+        policy_hidden[:, -n_tokens:-1][rows, columns],
+        ref_hidden[:, -n_tokens:-1][rows, columns],
         whole(head.weight),
         ref_weight,
-        input_ids[:, 1:][predicts],
+        input_ids[:, 1:][rows, columns],
         softcap=settings.softcap,
         scale=settings.scale,
         bias=None if head.bias is None else whole(head.bias),

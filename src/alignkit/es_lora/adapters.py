@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from alignkit._compat import keep_cpu_4bit_gradients_right
 from alignkit.es_lora.centre import Centre, Perturb
+from alignkit.storage import PICKLED_WEIGHTS, refused_pickles_named
 
 ADAPTER = "default"
 _BASE_IS_KEPT = (True, False, "gaussian", "orthogonal")
@@ -19,7 +20,8 @@ _BASE_IS_KEPT = (True, False, "gaussian", "orthogonal")
 
 def load_base(name: str, model_init_kwargs: dict[str, Any]) -> PreTrainedModel:
     """A causal language model by name or path, in the dtype it was saved in unless told otherwise."""
-    return AutoModelForCausalLM.from_pretrained(name, **{"dtype": "auto", **model_init_kwargs})
+    with refused_pickles_named(name, *PICKLED_WEIGHTS):
+        return AutoModelForCausalLM.from_pretrained(name, **{"dtype": "auto", **model_init_kwargs})
 
 
 def add_adapter(

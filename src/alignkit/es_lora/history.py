@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HISTORY_FILE = "results.jsonl"
+AS_JSON = "backslashreplace"  # which writes half a surrogate pair as JSON escapes it
 
 
 class History:
@@ -29,14 +30,14 @@ class History:
             return []
         kept = [record for record in read_history(self._path) if record["step"] <= step] if step else []
         temporary = self._path.with_name(f"{self._path.name}.new")
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8", errors=AS_JSON)
         os.replace(temporary, self._path)
         return kept
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a line. After this returns, killing the process does not lose it."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", errors=AS_JSON) as file:
                 file.write(_line(record))
 
 
@@ -44,17 +45,20 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a file, without a last line that was not finished. A missing file has none.
 
     Raises:
-        ValueError: a line before the last that is not JSON.
+        ValueError: a line before the last that is not JSON, or a file that is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 at byte {error.start}; remove it") from error
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is not finished
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is damaged ({error}); remove it or the file") from error
     return records
 

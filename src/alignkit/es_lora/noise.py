@@ -220,7 +220,7 @@ def words_on_device(spans: Sequence[Span], device: torch.device) -> Tensor:
     ]
     on_device = torch.tensor(streams, device=device)  # one copy, because each is waited for
     blocks = on_device[:, 3]
-    starts = on_device.repeat_interleave(blocks, dim=0, output_size=total)
+    starts = on_device[:, :3].repeat_interleave(blocks, dim=0, output_size=total)
     within = torch.arange(total, device=device) - (blocks.cumsum(0) - blocks).repeat_interleave(
         blocks, output_size=total
     )

@@ -226,7 +226,8 @@ class ESLoRATrainer(ReliableTraining, Trainer):
             user_metrics=self.rewards.pop_metrics(),
         )
         self._step = PopulationStep(args.population_size, self.accelerator)
-        return -outcome.fitness.nanmean().float().to(args.device)
+        # Not a copy to the device, which would be waited for.
+        return torch.full((), -outcome.fitness.nanmean().item(), dtype=torch.float32, device=args.device)
 
     def shape_fitness(self, fitness: Tensor, per_prompt: Tensor) -> Tensor:
         """Weights `(P,)` of the members' noise from rewards `(P,)`, and `(P, M)` by prompt. Override it at will."""

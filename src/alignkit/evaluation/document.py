@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What Markdown reads as markup. An underscore within a word is none.
-MARKUP = re.compile(r"[\\`*<>|]|(?<!\w)_|_(?!\w)")
+# What Markdown reads as markup. An underscore within a word is none, nor a bracket that begins no link.
+MARKUP = re.compile(r"[\\`*<>|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+# Controls but for tab and line breaks, halves of surrogate pairs, and what turns the direction of writing.
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -87,5 +89,10 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def visible(text: str) -> str:
+    """The text with U+FFFD for what a terminal or a page would obey instead of showing it, or what is no character."""
+    return INVISIBLE.sub("\ufffd", text)
+
+
 def _escape(text: str) -> str:
-    return MARKUP.sub(lambda found: "\\" + found[0], " ".join(text.split()))
+    return MARKUP.sub(lambda found: "\\" + found[0], visible(" ".join(text.split())))

@@ -28,10 +28,18 @@ def answers_of(
         missing = [name for name in FIELDS if name not in row]
         if missing:
             raise ValueError(f"{path}, line {number} has no {missing[0]!r}; give answers.jsonl of `alignkit evaluate`")
+        wrong = [name for name in FIELDS if name != "prompt" and not isinstance(row[name], str)]
+        if wrong:
+            raise ValueError(f"{path}, line {number}: {wrong[0]} is {row[wrong[0]]!r:.60}; it must be a text")
         run, item = row["run"], row["item"]
         if row["suite"] != suite or (runs is not None and run not in runs):
             continue
-        prompt = as_text(row["prompt"]).removesuffix("\n\nAssistant:")
+        try:
+            prompt = as_text(row["prompt"]).removesuffix("\n\nAssistant:")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {number}: the prompt is neither a text nor messages with 'role' and 'content' ({error!r})"
+            ) from error
         if prompts.setdefault(item, prompt) != prompt:
             raise ValueError(f"{path}, line {number}: {run} was asked something else than others as {item!r}")
         if item in answers.setdefault(run, {}):

@@ -151,7 +151,7 @@ def _read_key(path: Path) -> tuple[tuple[Scale, ...], dict[str, tuple[str, str]]
     try:
         rows = {row: (unit["item"], unit["system"]) for row, unit in value["rows"].items()}
         return tuple(Scale(**scale) for scale in value["scales"]), rows, value["seed"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is no key of rating sheets ({error!r}); give the one that was written with them"
         ) from error
@@ -166,16 +166,21 @@ def _read_sheet(path: Path, rows: Sequence[str], scales: Sequence[Scale]) -> dic
     delimiter = max(DELIMITERS, key=header.count)
     # read_text made every line break a \n, also those within cells.
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    columns = [*(reader.fieldnames or [])]
+    longest = csv.field_size_limit(len(text) + 1)  # an answer may be longer than what csv takes by itself
+    try:
+        columns = [*(reader.fieldnames or [])]
+        numbered = [(reader.line_num, cells) for cells in reader]
+    finally:
+        csv.field_size_limit(longest)
     for name in (ROW, *(scale.name for scale in scales)):
         if columns.count(name) != 1:
             raise ValueError(f"{path} has {columns.count(name)} columns {name!r}; it must have one")
     found: dict[str, dict[str, float]] = {}
-    for cells in reader:
+    for line, cells in numbered:
         row = (cells[ROW] or "").strip()
         if row not in rows or row in found:
             what = "is there twice" if row in found else "is not in the key"
-            raise ValueError(f"{path}, line {reader.line_num}: the row {row!r} {what}; correct the column {ROW!r}")
+            raise ValueError(f"{path}, line {line}: the row {row!r} {what}; correct the column {ROW!r}")
         found[row] = {scale.name: _rating(cells, scale, f"{path}, row {row}, column {scale.name}") for scale in scales}
     missing = [row for row in rows if row not in found]
     if missing:

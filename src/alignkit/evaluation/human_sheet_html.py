@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from html import escape
 
+from alignkit.evaluation.document import visible
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 article { border: 1px solid #bbb; border-radius: .4rem; padding: .8rem 1rem; margin: 1.2rem 0; }
@@ -72,9 +74,10 @@ def sheet_html(rows: Sequence[tuple[str, str, str]], scales: Sequence[tuple[str,
 def _article(number: int, row: tuple[str, str, str], scales: Sequence[tuple[str, int, int]]) -> str:
     name, prompt, answer = row
     fields = "\n".join(_fieldset(name, *scale) for scale in scales)
+    shown = [escape(visible(text)) for text in (prompt, answer)]
     return (
-        f'<article>\n<h2>{number}</h2>\n<h3>Prompt</h3>\n<div class="text">{escape(prompt)}</div>\n<h3>Answer</h3>\n'
-        f'<div class="text">{escape(answer)}</div>\n{fields}\n<fieldset><legend>notes</legend>'
+        f'<article>\n<h2>{number}</h2>\n<h3>Prompt</h3>\n<div class="text">{shown[0]}</div>\n<h3>Answer</h3>\n'
+        f'<div class="text">{shown[1]}</div>\n{fields}\n<fieldset><legend>notes</legend>'
         f'<textarea name="{name}/notes" rows="1"></textarea></fieldset>\n</article>'
     )
 

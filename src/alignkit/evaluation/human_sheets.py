@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alignkit.evaluation.agreement import LEVELS, Level
+from alignkit.evaluation.document import visible
 from alignkit.evaluation.human_sheet_html import sheet_html
 from alignkit.storage import write_json, write_text
 
@@ -130,7 +131,7 @@ def sheet_csv(rows: Sequence[tuple[str, str, str]], scales: Sequence[Scale]) -> 
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([ROW, PROMPT, ANSWER, *(scale.name for scale in scales), NOTES])
     for row, prompt, answer in rows:
-        writer.writerow([row, without_formula(prompt), without_formula(answer), *[""] * len(scales), ""])
+        writer.writerow([row, *map(without_formula, map(visible, (prompt, answer))), *[""] * len(scales), ""])
     return "\ufeff" + text.getvalue()
 
 

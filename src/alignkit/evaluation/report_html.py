@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from alignkit.evaluation.document import Block, Bullets, Heading, Picture, Table, Text
+from alignkit.evaluation.document import Block, Bullets, Heading, Picture, Table, Text, visible
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -28,30 +28,30 @@ def to_html(blocks: Sequence[Block]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{_escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _html(block: Block) -> str:
     match block:
         case Heading(level, text):
-            return f"<h{level}>{escape(text)}</h{level}>"
+            return f"<h{level}>{_escape(text)}</h{level}>"
         case Text(text):
-            return f"<p>{escape(text)}</p>"
+            return f"<p>{_escape(text)}</p>"
         case Bullets(items):
             return "<ul>\n" + "\n".join(f"<li>{_bullet(*item)}</li>" for item in items) + "\n</ul>"
         case Table(_, _, _, fold) if fold:
-            return f"<details><summary>{escape(fold)}</summary>\n{_table(block)}\n</details>"
+            return f"<details><summary>{_escape(fold)}</summary>\n{_table(block)}\n</details>"
         case Table():
             return _table(block)
         case Picture(_, caption, png):
             source = "data:image/png;base64," + base64.b64encode(png).decode()
-            words = escape(caption)
+            words = _escape(caption)
             return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
 
 
 def _bullet(lead: str, rest: str) -> str:
-    return " ".join(filter(None, [f"<strong>{escape(lead)}</strong>" if lead else "", escape(rest)]))
+    return " ".join(filter(None, [f"<strong>{_escape(lead)}</strong>" if lead else "", _escape(rest)]))
 
 
 def _table(table: Table) -> str:
@@ -64,5 +64,9 @@ def _table(table: Table) -> str:
 
 def _cells(tag: str, cells: Sequence[str], left: int) -> str:
     return "".join(
-        f"<{tag}{' class=words' if place < left else ''}>{escape(cell)}</{tag}>" for place, cell in enumerate(cells)
+        f"<{tag}{' class=words' if place < left else ''}>{_escape(cell)}</{tag}>" for place, cell in enumerate(cells)
     )
+
+
+def _escape(text: str) -> str:
+    return escape(visible(text))

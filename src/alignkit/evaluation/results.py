@@ -31,6 +31,7 @@ TYPES: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (str, NoneType): ("commit", "error"),
 }
 PROPORTION = "proportion"
+LARGEST = 1e300  # of a score, so that the sum of any items is finite
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,12 @@ class Result:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        for name in ("std", "wall_time_s", "peak_memory_gib", "train_loss", "eval_loss"):
-            _finite(name, getattr(self, name))
+        for name in ("mean", "std", "wall_time_s", "peak_memory_gib", "train_loss", "eval_loss"):
+            if getattr(self, name) is not None:
+                _finite(name, getattr(self, name))
+        for row in self.history or ():
+            if not isinstance(row, Mapping):
+                raise ValueError(f"history holds {row!r:.60}; it must be a list of rows of the log")
         if self.history is not None:
             object.__setattr__(self, "history", [_without_nan(row) for row in self.history])
         if self.status == "failed":
@@ -136,7 +141,6 @@ class Result:
             self._take_items(self.items)
         elif self.mean is None or self.n is None:
             raise ValueError(f"{self.item_set} of {self.run} has neither items nor mean and n; give one of them")
-        _finite("mean", self.mean)
         assert self.mean is not None and self.n is not None
         if self.raters is not None and self.raters < 1:
             raise ValueError(f"raters is {self.raters} in {self.item_set} of {self.run}; give None for no rater")
@@ -237,7 +241,7 @@ def _read_file(path: Path) -> list[Result]:
 def _parse(line: bytes) -> Result:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is damaged ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"it holds {values!r:.40} where a JSON object should be")
@@ -262,10 +266,8 @@ def _in_words(types: type | tuple[type, ...]) -> str:
 
 
 def _finite(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise ValueError(f"{name} is {value!r:.60}; it must be a finite number, at most {LARGEST:g}")
 
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:

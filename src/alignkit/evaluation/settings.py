@@ -47,7 +47,7 @@ class Setting:
 
     Attributes:
         number: from 1, in the order of the report.
-        label: its values as far as they are not the usual ones; the name of its run if it is the only setting.
+        label: its values as far as they are not the usual ones; the name of its first run if it is the only setting.
         values: its values of the fields that vary between settings.
         runs: one per seed, sorted by it.
     """
@@ -168,8 +168,9 @@ def _setting(number: int, group: Sequence[Run], varying: Sequence[str], usual: M
         names = ", ".join(repr(run.name) for run in group)
         raise ValueError(f"the runs {names} share a setting, and some a seed; give each its own, or remove one")
     values = {name: group[0].config.get(name) for name in varying}
-    label = describe(values, usual) if varying else group[0].name
-    return Setting(number, label, values, tuple(by_seed[seed] for seed in sorted(by_seed)))
+    runs = tuple(by_seed[seed] for seed in sorted(by_seed))
+    label = describe(values, usual) if varying else runs[0].name
+    return Setting(number, label, values, runs)
 
 
 def canonical(value: Any) -> str:

@@ -233,7 +233,8 @@ def wilson_interval(successes: float, n: int) -> Interval:
     share = min(max(successes / n, 0.0), 1.0)
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # Of none and of all, rounding would leave the share itself outside.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 
 def mcnemar_test(a: Scores, b: Scores) -> float:

@@ -8,12 +8,14 @@ How this differs from the official scorer:
 
 1. A list that holds both text and numbers is sorted by the text of its items; there it raises a TypeError.
 2. An answer is a list, a text or a number; anything else is an error here.
+3. A number of 1e290 or more is read as a text; there it raises an OverflowError.
 """
 
 import math
 import re
 import string
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 SCALES = ("", "thousand", "million", "billion", "percent")
@@ -21,13 +23,15 @@ SCALES = ("", "thousand", "million", "billion", "percent")
 
 ANSWER_TYPES = ("span", "multi-span", "arithmetic", "count")
 
+_TOO_LARGE = 1e290
 _FACTORS = {"hundred": 100, "thousand": 1000, "million": 1_000_000, "billion": 1_000_000_000, "percent": 0.01}
 _NOT_IN_NUMBERS = str.maketrans("", "", "'\"\\$€£¥%(),[]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _FIRST_NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?)|[+-]?\.\d+")
-_FIRST_NUMBER_WITH_WORD = re.compile(r"[\d.]+\s?[a-zA-Z]+")
-_IN_BRACKETS = re.compile(r"\([\d.\s]+\)")
-_PERCENTAGE = re.compile(r"[\d.\s]+%")
+# Each takes linear time also where nothing is found: a run of digits is tried once, not from each of its places.
+_FIRST_NUMBER_WITH_WORD = re.compile(r"(?<![\d.])[\d.]++\s?[a-zA-Z]+")
+_IN_BRACKETS = re.compile(r"\([\d.\s]++\)")
+_PERCENTAGE = re.compile(r"[\d.\s]%")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -97,17 +101,18 @@ def number_value(text: str) -> float | None:
     """Value of a number, rounded to 4 decimals: `1.5 million` -> 1500000.0, `(134)` -> -134, `12%` -> 0.12.
 
     `(1,234)` stays positive, since brackets negate digits, dots and blanks alone. None for `.5`, which lacks the
-    digit in front, and for `inf`, which is a number without digits.
+    digit in front, for `inf`, which is a number without digits, and for one that is too large.
     """
     found = _FIRST_NUMBER.search(text.translate(_NOT_IN_NUMBERS))
-    if found is None or found[1] is None:
+    if found is None or found[1] is None or abs(float(found[1])) >= _TOO_LARGE:
         return None
-    value: float = float(found[1]) if "." in found[1] else int(found[1])
+    # By Decimal, because Python reads no integer of more than 4,300 digits, not even of zeros.
+    value: float = float(found[1]) if "." in found[1] else int(Decimal(found[1]))
     with_word = _FIRST_NUMBER_WITH_WORD.search(text)
     value *= _factor(with_word[0]) if with_word else 1
     value *= -1 if _IN_BRACKETS.search(text) else 1
     value *= 0.01 if _PERCENTAGE.search(text) else 1
-    return round(value, 4)
+    return round(value, 4) if abs(value) < _TOO_LARGE else None
 
 
 def _factor(scale: str) -> float:

@@ -16,7 +16,7 @@ from alignkit.evaluation.tatqa_rules import is_number
 _CUE = re.compile(r"\A(?:(?:the )?(?:final )?answers?(?: is| are)?\s*:|the (?:final )?answer is\b)", re.IGNORECASE)
 _END = re.compile(r"\n[^\S\n]*\n|\n[^\S\n]*(?=(?:Question|Explanation|Note|Table|Passages)\s*:)")
 _BULLET = re.compile(r"[-*•]\s+(?=\S)")
-_NUMBERING = re.compile(r"(\d+)[.)]\s+(?=\S)")
+_NUMBERING = re.compile(r"(\d{1,9})[.)]\s+(?=\S)")
 _SCALE_AT_END = re.compile(r"\s*(?<![a-zA-Z])(thousand|million|billion|percent)s?\Z", re.IGNORECASE)
 _QUOTES = ('"', "'", "`", "**", "*")
 

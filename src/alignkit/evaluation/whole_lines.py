@@ -32,7 +32,8 @@ def append_line(path: Path, line: str, *, start: str) -> None:
         _mend_end(path, descriptor, start.encode())
         size = os.fstat(descriptor).st_size
         try:
-            _write_all(descriptor, line.encode() + b"\n")
+            # Half a surrogate pair is written as JSON escapes it.
+            _write_all(descriptor, line.encode(errors="backslashreplace") + b"\n")
             os.fsync(descriptor)
         except OSError as error:
             os.ftruncate(descriptor, size)
@@ -78,6 +79,6 @@ def finished_lines(path: Path) -> list[bytes]:
 def _is_whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -96,11 +96,11 @@ def identity(values: Mapping[str, Any]) -> str:
     """Hexadecimal digest of plain values, whatever the order of their keys.
 
     Raises:
-        ValueError: a value that JSON cannot hold, such as NaN.
+        ValueError: a value that JSON cannot hold, such as NaN or a date.
     """
     try:
         text = json.dumps(values, sort_keys=True, allow_nan=False)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{dict(values)!r:.200} cannot be written down: {error}") from error
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 

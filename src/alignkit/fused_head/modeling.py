@@ -99,7 +99,7 @@ def add_reference_head(model: PreTrainedModel) -> None:
     - `output_head_input=True`: return a [`HeadInput`] without an output embedding.
     - `against=HeadInput`, `kl_direction="reverse" | "forward" | "both"`: return an [`AgainstReferenceOutput`].
 
-    With both, `label_positions` may say where `labels[:, 1:]` has a label, as rows and columns `(N,)` each, row by row;
+    With both, `label_positions` may give the rows and columns `(N,)` of `labels[:, 1:]` that have a label, row by row;
     else they are looked for, which waits for the device.
 
     Args:

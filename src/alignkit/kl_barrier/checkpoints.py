@@ -7,6 +7,7 @@ from typing import Any
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.reference import ReferenceManager
 from alignkit.reference.checkpoints import existing_file, load_reference, save_reference
+from alignkit.storage import read_json
 
 STATE_FILE = "kl_barrier_state.json"
 REFERENCE_FILE = "kl_barrier_reference.safetensors"
@@ -39,6 +40,6 @@ def load_dual(folder: str | Path) -> dict[str, Any]:
     """
     path = existing_file(folder, STATE_FILE, "target_kl")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["dual"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); resume from an earlier checkpoint") from error
+        return read_json(path)["dual"]
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged (it has no {error}); resume from an earlier checkpoint") from error

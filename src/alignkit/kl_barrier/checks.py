@@ -25,7 +25,7 @@ def refuse_what_cannot_work(trainer: Any) -> None:
         raise ValueError("context and sequence parallelism cut sequences over ranks, and D with them; use FSDP2")
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
         raise ValueError("DeepSpeed ZeRO-3 shows the output head to its own forward only; use FSDP2 or ZeRO-2")
-    checkpointing: Any = args.activation_checkpointing_kwargs or {}
+    checkpointing: Any = args.gradient_checkpointing_kwargs or {}  # the name that every allowed transformers has
     if args.pressure_steps > 0 and checkpointing.get("use_reentrant"):
         raise ValueError(
             "reentrant checkpointing has no gradient norms of a part of the loss; set use_reentrant to False, or "

@@ -7,13 +7,53 @@ import torch
 from torch import Tensor
 
 from alignkit.kl_barrier.sequences import IGNORED_LABEL
+from alignkit.reliability.not_finite import NonFiniteError
 
 SHOWN_POSITIONS = 5
 SHOWN_TOKENS = 10
 
 
-class NonFiniteDivergenceError(FloatingPointError):
+class NonFiniteDivergenceError(NonFiniteError):
     """KL is NaN or infinite at some position."""
+
+
+class StepDivergences:
+    """The divergences of an optimiser step, which are looked at when its loss is known to be bad, and not before.
+
+    Args:
+        tokenizer: to show the text.
+        at_once: look at each micro-batch, where a backward is also the optimiser's step. Waits for the device.
+    """
+
+    def __init__(self, tokenizer: Any, *, at_once: bool):
+        self._tokenizer = tokenizer
+        self._at_once = at_once
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """A step begins; `step` is its number."""
+        self._step = step
+        self._kept: list[tuple[Tensor, Mapping[str, Any]]] = []
+
+    def keep(self, kl: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Keep those of a micro-batch; gives a 0 for its loss that is NaN if one of them is NaN or infinite.
+
+        Raises:
+            NonFiniteDivergenceError: one is, with `at_once`.
+        """
+        self._kept.append((kl.detach(), batch))
+        if self._at_once:
+            self.check()
+        return (kl.detach() * 0).sum()
+
+    def check(self) -> None:
+        """Look at all that were kept.
+
+        Raises:
+            NonFiniteDivergenceError: of the first micro-batch with a bad one.
+        """
+        for kl, batch in self._kept:
+            check_finite(kl, batch, self._tokenizer, step=self._step)
 
 
 def check_finite(kl: Tensor, batch: Mapping[str, Any], tokenizer: Any, *, step: int) -> None:

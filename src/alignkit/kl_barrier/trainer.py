@@ -32,17 +32,18 @@ from alignkit.kl_barrier.barrier import (
 from alignkit.kl_barrier.checks import refuse_what_cannot_work
 from alignkit.kl_barrier.config import KLBarrierConfig
 from alignkit.kl_barrier.evaluation import BarrierEvaluation, BarrierReport
-from alignkit.kl_barrier.faults import check_finite
+from alignkit.kl_barrier.faults import StepDivergences
 from alignkit.kl_barrier.policy import AgainstReference
 from alignkit.kl_barrier.reference_states import ReferenceStates
 from alignkit.kl_barrier.rows import DatasetReport, prepare_rows
-from alignkit.kl_barrier.sequences import sequences_of
+from alignkit.kl_barrier.sequences import add_positions, sequences_of
 from alignkit.kl_barrier.strength import BarrierStrength
 from alignkit.kl_barrier.training_metrics import StepMonitor, can_measure_pressure, pressure
 from alignkit.kl_barrier.window import StepWindow, look_ahead
 from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.reference.checkpoints import SeveralAdapters
+from alignkit.reliability.not_finite import NonFiniteError
 from alignkit.reliability.trainer import ReliableTraining
 from alignkit.row_checks import refuse_empty
 from alignkit.steps import StepCallback, share_done
@@ -127,6 +128,7 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
         self._batches: list[dict[str, Any]] = []
         self._window: StepWindow | None = None
         self._micro_batch = 0
+        self._divergences = StepDivergences(self.processing_class, at_once=self.is_deepspeed_enabled)
         self.begin_monitoring()
         self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
 
@@ -160,8 +162,10 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
             self._find_states()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_batch, self._window = 0, None
+        self._divergences.begin(self.state.global_step)
         if not batches or self.barrier_weight == 0:
             return batches, num_items
+        add_positions(batches)
         n_sequences: Tensor | int = 0
         if self.args.aggregate_scope == "sequence":
             counts = torch.stack([sequences_of(batch).n_labelled for batch in batches])
@@ -184,7 +188,6 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
             with self.compute_loss_context_manager():
                 against = self._states.of_training_batch(self.model_wrapped, inputs)
                 output = self.model_wrapped(**inputs, against=against, kl_direction=self.args.kl_direction)
-            check_finite(output.kl, inputs, self.processing_class, step=self.state.global_step)
             return output.kl, against.hidden  # not its head: FSDP2 puts a whole one together for each micro-batch
 
         return look_ahead(batches, compare, self.accelerator, how=self.args.aggregate, tau_nats=self.tau_nats)
@@ -203,17 +206,22 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
         policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
         result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         nll, outputs = result if return_outputs else (result, None)
-        if self._window is not None and policy.against is None:  # no KL has a gradient in this step
-            kl = self._window.kl[micro_batch]
-        else:
-            kl = policy.output.kl
-            check_finite(kl, inputs, self.processing_class, step=self.state.global_step)
+        is_shut = self._window is not None and policy.against is None  # no KL has a gradient in this step
+        kl = self._window.kl[micro_batch] if is_shut else policy.output.kl
         barrier = self.compute_barrier(kl, inputs, micro_batch)
         # Where the parent had no count of the step's tokens, the Trainer divides by the number of micro-batches.
         scale = self._step.n_micro_batches if num_items_in_batch is None else 1
         term = barrier.value * (self.barrier_weight * scale)
         self._measure(nll, term, kl, barrier, policy.output, micro_batch)
-        return (nll + term, outputs) if return_outputs else nll + term
+        loss = nll + term + self._divergences.keep(kl, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _agree_to_go_on(self, model):
+        try:
+            super()._agree_to_go_on(model)
+        except NonFiniteError:
+            self._divergences.check()  # a divergence that is no number has a message of its own, with its tokens
+            raise
 
     def _against(self, model: Any, inputs: Mapping[str, Any], micro_batch: int) -> HeadInput | None:
         """The reference at a micro-batch's labelled positions; None when the whole step's gate is known to be shut."""

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from alignkit.model_folder import check_config as check_config_file
 from alignkit.plan.request import PlanRequest
 
 BLOCK = 64
@@ -27,6 +28,7 @@ def read_config(model: str) -> PretrainedConfig:
         ValueError: no such model, no configuration, or an architecture that transformers does not know.
     """
     try:
+        check_config_file(model)
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignkit.fused_head.modeling import head_settings
+from alignkit.storage import PICKLED_WEIGHTS, refused_pickles_named
 
 
 def frozen_copy(model: PreTrainedModel | PeftModel) -> Any:
@@ -25,11 +26,13 @@ def load_like(path: str, policy: PreTrainedModel | PeftModel) -> PreTrainedModel
     """The causal language model of this path or hub name, in the policy's dtype and on its device.
 
     Raises:
-        ValueError: no such model.
+        ValueError: no such model, or one whose weights are a pickle that could run code.
     """
     causal_lm: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    place = {"": causal_lm.device}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=causal_lm.dtype, device_map={"": causal_lm.device})
+        with refused_pickles_named(path, *PICKLED_WEIGHTS):
+            return AutoModelForCausalLM.from_pretrained(path, dtype=causal_lm.dtype, device_map=place)
     except OSError as error:
         raise ValueError(
             f"ref={path!r} is none of base, adapter, previous, copy, ema, and no model was found under this path or "

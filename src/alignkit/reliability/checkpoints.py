@@ -4,12 +4,12 @@ How this differs from transformers, which resumes from the checkpoint with the l
 written leaves a run that cannot be resumed, and a lost optimiser or schedule is begun again without a word.
 """
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -68,18 +68,17 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any] | None:
                 f"{folder / names[0]} is missing: without {what} the training cannot go on exactly; start a new one "
                 "from its weights"
             )
-    if manifest is None:
-        for path in _safetensors_of(folder):
-            _check_safetensors(path)
+    for path in _safetensors_of(folder):
+        _check_safetensors(path)
     return manifest
 
 
 def _safetensors_of(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("*.safetensors")
+    yield from folder.rglob("*.safetensors")
     for index in folder.glob("*.index.json"):
         try:
-            yield from {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (ValueError, KeyError) as error:
+            yield from {folder / name for name in read_json(index)["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpointError(f"{index} is damaged: {error}") from error
 
 
@@ -120,6 +119,20 @@ def _checkpoints_of(folder: Path) -> list[Path]:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be, and a file in it for a moment.
+
+    Raises:
+        OSError: not possible; names the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); give another output_dir") from error
 
 
 def publish(written: Path, checkpoint: Path, *, world_size: int) -> None:

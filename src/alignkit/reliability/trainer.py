@@ -27,13 +27,14 @@ from alignkit.reliability.checkpoints import (
     SAVING,
     TRAINER_STATE,
     check_checkpoint,
+    check_writable,
     newest_complete_checkpoint,
     publish,
     remove_older,
 )
 from alignkit.reliability.not_finite import NonFiniteError, are_finite, describe, first_not_finite
 from alignkit.reliability.termination import EXIT_CODE, Termination
-from alignkit.storage import read_json, write_json
+from alignkit.storage import PICKLED_WEIGHTS, read_json, refused_pickles_named, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class ReliableTraining:
     _is_ending = False  # on every rank alike
     _is_saving = False
 
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        source = model if isinstance(model, str) else None
+        with refused_pickles_named(source, *PICKLED_WEIGHTS):
+            super().__init__(model, *args, **kwargs)  # type: ignore[call-arg]  # of the Trainer
+
     # ---- Training ----
 
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -70,9 +76,13 @@ class ReliableTraining:
         Raises:
             DamagedCheckpointError: the checkpoint is not what was saved; names the file.
             NonFiniteError: a loss, a gradient or a weight is NaN or infinite.
+            OSError: `args.output_dir` cannot be written to, before the first step; or a checkpoint cannot, after which
+                the ones before it are as they were.
             SystemExit: code 143 after a SIGTERM, when the checkpoint is saved.
         """
         checkpoint = self._checked(resume_from_checkpoint)
+        if self.args.should_save and self.args.save_strategy != "no":
+            check_writable(Path(self.args.output_dir))
         self.before_training(checkpoint)
         self._is_ending, self._termination = False, Termination()
         end = _EndWithCheckpoint(lambda: self._is_ending)
@@ -84,9 +94,9 @@ class ReliableTraining:
         finally:
             self.remove_callback(end)
         self._refuse_bad_weights("at the end of the training")
-        if self._is_ending:
+        step = self.state.global_step
+        if self._is_ending and step < self.state.max_steps:
             if self.args.should_save:
-                step = self.state.global_step
                 print(f"SIGTERM: ended after step {step}, checkpoint-{step} is complete", file=sys.stderr)
             raise SystemExit(EXIT_CODE)
         return output
@@ -232,7 +242,23 @@ class ReliableTraining:
         if not self._is_saving:  # once it has its name
             super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]  # of the Trainer
 
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        with refused_pickles_named(resume_from_checkpoint, *PICKLED_WEIGHTS):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]  # of the Trainer
+
+    def _load_rng_state(self: Any, checkpoint: str | None) -> None:
+        rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        if checkpoint is not None and not (path := Path(checkpoint) / f"rng_state{rank}.pth").is_file():
+            logger.warning("%s is missing: dropout and the like are not drawn as in the run that is resumed", path)
+        with refused_pickles_named(checkpoint, "rng_state*.pth"):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]  # of the Trainer
+
+    def _load_scaler(self: Any, checkpoint: str | None) -> None:
+        with refused_pickles_named(checkpoint, "scaler.pt"):
+            super()._load_scaler(checkpoint)  # type: ignore[misc]  # of the Trainer
+
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # of the Trainer
+        with refused_pickles_named(checkpoint, "optimizer.*", "scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # of the Trainer
         if checkpoint is not None and (Path(checkpoint) / COUNTS_FILE).is_file():
             self._total_train_tokens = read_json(Path(checkpoint) / COUNTS_FILE)["num_tokens"]

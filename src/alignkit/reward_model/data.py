@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from alignkit.reward_model.rows import ParsedRow, Text, parse_row
+from alignkit.row_checks import check_characters
 
 logger = logging.get_logger(__name__)
 
@@ -49,10 +50,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, **chat_template_
     alone decides about special tokens, as in TRL. Token ids are returned as they are.
 
     Raises:
-        ValueError: chat messages without a chat template, with one that refuses them, or with one that prints the
-            current date: its scores would change from day to day.
+        ValueError: half a surrogate pair in a string; chat messages without a chat template, with one that refuses
+            them, or with one that prints the current date: its scores would change from day to day.
     """
     if isinstance(text, str):
+        check_characters(text, "the text")
         ids = tokenizer(text)["input_ids"]
         if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
             ids = ids[1:]

@@ -139,6 +139,19 @@ def write_adapter_files(model: PreTrainedModel | PeftModel, path: str | Path, *,
         plain_base(model).save_pretrained(Path(path) / "base_model")
 
 
+def check_base_has_name(model: PreTrainedModel | PeftModel) -> None:
+    """Refuse an adapter on a base model made in code that is to be sharded, whose weights no process could write.
+
+    Raises:
+        ValueError
+    """
+    if isinstance(model, PeftModel) and not model.get_base_model().config._name_or_path:
+        raise ValueError(
+            "the base model has no name or path, and once it is sharded it cannot be written beside its adapter; "
+            "write it with save_pretrained and give the trainer the folder"
+        )
+
+
 def is_quantized(model: PeftModel) -> bool:
     """Whether the model below the adapter is quantised."""
     return getattr(model.get_base_model(), "is_quantized", False)

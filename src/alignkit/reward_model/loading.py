@@ -27,6 +27,7 @@ from alignkit.reward_model.modeling import (
     name_heads,
     settings_of,
 )
+from alignkit.storage import PICKLED_WEIGHTS, refused_pickles_named
 
 logger = logging.get_logger(__name__)
 
@@ -35,10 +36,11 @@ def load_backbone(path: str, config: PretrainedConfig, *, has_score: bool, **kwa
     """A sequence classifier with a float32 `score`, which the checkpoint holds (`has_score`) or which is random.
 
     Raises:
-        ValueError: a damaged checkpoint file, or one without the `score` it should have.
+        ValueError: a damaged or unsafe checkpoint file, or one without the `score` it should have.
     """
     try:
-        return load_sequence_classifier(path, config, has_score=has_score, **kwargs)
+        with refused_pickles_named(path, *PICKLED_WEIGHTS):
+            return load_sequence_classifier(path, config, has_score=has_score, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"{path} holds a damaged safetensors file ({error}); save or download it again") from error
 
@@ -183,7 +185,8 @@ def load_folder(
             f"{path} is a prompt-learning adapter, which PEFT cannot train further from a folder; resume the run with "
             "trainer.train(resume_from_checkpoint=...)"
         )
-    adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    with refused_pickles_named(path, *PICKLED_WEIGHTS):
+        adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     restore_adapter_dtypes(adapted, path)
     return adapted.eval()
 

@@ -191,8 +191,10 @@ def positive_weights(keys: Tensor, all_keys: Tensor) -> Tensor:
         keys (`Tensor`, `(n,)` int64): one key per positive of a micro-batch, equal for equal (text, head).
         all_keys (`Tensor`, `(N,)` int64): the keys of every micro-batch and rank of the step.
     """
-    distinct, counts = all_keys.unique(return_counts=True)
-    return 1.0 / (counts[torch.searchsorted(distinct, keys)] * len(distinct))
+    ordered = all_keys.sort().values  # `unique` would wait for the device to learn how many there are
+    n_distinct = (ordered[1:] != ordered[:-1]).sum() + 1
+    counts = torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
+    return 1.0 / (counts * n_distinct)
 
 
 def head_weight_vector(
@@ -224,5 +226,8 @@ def _full_precision(scores: Tensor) -> Tensor:
 
 def _divide(numerator: Tensor, denominator: Tensor | float) -> Tensor:
     """numerator / denominator, and 0 (not 0/0) when nothing was counted."""
-    denominator = torch.as_tensor(denominator, device=numerator.device, dtype=numerator.dtype)
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(numerator)
+    else:
+        denominator = numerator.new_full((), denominator)  # a number that is copied would be waited for
     return numerator / denominator.where(denominator != 0, torch.ones_like(denominator))

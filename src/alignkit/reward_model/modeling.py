@@ -221,26 +221,35 @@ def _score_in_chunks(
         backbone = getattr(model, model.base_model_prefix)
         return _apply_score(model, backbone(ids, packed=packed, **kwargs).last_hidden_state[:, 0])
 
-    ends = (last_positions(attention_mask) + 1).cpu()
     pack = functools.partial(_pack_texts, max_packed_tokens=max_packed_tokens, cost=row_cost(model))
-    texts = _texts(input_ids, attention_mask) if share_prefix else []
-    if len(texts) > chunk_size and pack(texts) is not None:
+    if share_prefix:
+        both = torch.stack([input_ids, attention_mask.to(input_ids)]).cpu()  # one wait for the device
+        texts, ends = _texts(*both), last_positions(both[1]) + 1
+    else:
+        texts, ends = [], (last_positions(attention_mask) + 1).cpu()
+    if len(input_ids) <= chunk_size:
+        length, packed = int(ends.max()), pack(texts)
+        packed = None if packed is None else packed.to(input_ids.device)
+        return score_chunk(input_ids[:, :length], attention_mask[:, :length], packed)
+    if texts and pack(texts) is not None:
         order = torch.tensor(sorted(range(len(texts)), key=texts.__getitem__))  # what begins alike stays together
     else:
         order = ends.argsort(descending=True)
     # The longest first, so that a batch too large fails at once.
     chunks = sorted(order.split(chunk_size), key=lambda rows: -int(ends[rows].max()))
+    order = torch.cat(chunks)
+    order_on_device, back = torch.stack([order, order.argsort()]).to(input_ids.device)  # one copy, which is waited for
     scores = []
-    for rows in chunks:
+    for rows, rows_on_device in zip(chunks, order_on_device.split(list(map(len, chunks))), strict=True):
         length = int(ends[rows].max())
         packed = pack([texts[row] for row in rows]) if share_prefix else None
         packed = None if packed is None else packed.to(input_ids.device)
-        chunk = input_ids[rows, :length], attention_mask[rows, :length], packed
-        if torch.is_grad_enabled() and len(chunks) > 1:
+        chunk = input_ids[rows_on_device, :length], attention_mask[rows_on_device, :length], packed
+        if torch.is_grad_enabled():
             scores.append(checkpoint(score_chunk, *chunk, use_reentrant=False))
         else:
             scores.append(score_chunk(*chunk))
-    return torch.cat(scores)[torch.cat(chunks).argsort()]
+    return torch.cat(scores)[back]
 
 
 def _texts(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:

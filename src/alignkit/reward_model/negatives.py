@@ -202,4 +202,5 @@ def _concatenate_texts(batch: dict[str, Any], texts: list[list[int]], pad_token_
     length = max(batch["input_ids"].shape[1], more["input_ids"].shape[1])
     old = pad_length(batch["input_ids"], batch["attention_mask"], length, pad_token_id)
     more = pad_length(more["input_ids"], more["attention_mask"], length, pad_token_id)
-    return {name: torch.cat([old[name], more[name].to(old[name].device)]) for name in old}
+    new = torch.stack([more[name] for name in old]).to(batch["input_ids"].device)  # one copy, which is waited for
+    return {name: torch.cat([tensor, added]) for (name, tensor), added in zip(old.items(), new, strict=True)}

@@ -35,9 +35,11 @@ def run_probe(args: Namespace) -> None:
         raise ValueError(f"--points is {args.points}; ask for at least 1")
     text = _read_text(args)
 
+    from alignkit.model_folder import check_config
     from alignkit.reward_model.export import load_reward_model
     from alignkit.reward_model.probing import probe
 
+    check_config(args.model)
     try:
         reward_model = load_reward_model(args.model)
     except OSError as error:

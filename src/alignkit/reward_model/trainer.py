@@ -33,7 +33,7 @@ from alignkit.reward_model.card import reward_model_card
 from alignkit.reward_model.config import MultiHeadRewardConfig
 from alignkit.reward_model.data import ENCODED_FEATURES
 from alignkit.reward_model.evaluation import EvaluationRecord
-from alignkit.reward_model.export import write_adapter_files
+from alignkit.reward_model.export import check_base_has_name, write_adapter_files
 from alignkit.reward_model.loading import check_special_tokens, load_for_training, take_in_model
 from alignkit.reward_model.losses import LossOutput, head_weight_vector, positive_weights, reward_objective
 from alignkit.reward_model.metrics import EvaluationReport
@@ -144,6 +144,9 @@ class MultiHeadRewardTrainer(ReliableTraining, RewardTrainer):
             {"train": self.train_dataset, "eval": self.eval_dataset}, self.model, self.processing_class
         )
         check_fills_a_batch(args, self.train_dataset)
+        is_zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+        if self.is_fsdp_enabled or is_zero3:
+            check_base_has_name(self.model)
         upcast_score(self.model)  # the parent casts every trainable weight of a quantised model to bfloat16
         keep_cpu_4bit_gradients_right(self.model)
         self._encoding: dict[str, Any] = {"encode_batch_size": args.encode_batch_size}
@@ -156,7 +159,8 @@ class MultiHeadRewardTrainer(ReliableTraining, RewardTrainer):
         # Under "comparisons" the loss is already that of the whole step; under "active_heads" it is per micro-batch.
         self.loss_is_scaled_for_ga = args.reduction == "comparisons"
         data_weights = self.data_report["train"]["weight"]
-        self._head_weights = head_weight_vector(args.head_weights, self.head_names, data_weights)
+        weights = head_weight_vector(args.head_weights, self.head_names, data_weights)
+        self._head_weights = None if weights is None else weights.to(args.device)
 
     @property
     def data_report(self) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,15 @@ def completion_text(completion: Any) -> str:
     )
 
 
+def whole_characters(text: Any) -> Any:
+    """A text, or messages, with U+FFFD for halves of surrogate pairs: servers send them, no tokenizer takes them."""
+    if isinstance(text, str):
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(text, list):
+        return [whole_characters(part) for part in text]
+    return {key: whole_characters(value) for key, value in text.items()} if isinstance(text, dict) else text
+
+
 def check_columns(completions: Any, **columns: Any) -> None:
     """Every dataset column has one value per completion, and the completions are a list.
 

@@ -20,6 +20,7 @@ from alignkit.reward_model.data import encode_text
 from alignkit.reward_model.export import RewardModel, load_reward_model
 from alignkit.reward_model.loading import is_adapter_folder, is_reward_checkpoint, local_folder
 from alignkit.reward_model.modeling import add_reward_forward, find_score, settings_of
+from alignkit.rewards.completions import whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class SharedScores:
         """Scores (n, K) float32 on the CPU."""
         self._place()
         tokenizer = self.reward_model.tokenizer
-        encoded: list[Any] = [encode_text(tokenizer, text) for text in texts]
+        encoded: list[Any] = [encode_text(tokenizer, whole_characters(text)) for text in texts]
         if [] in encoded:
             raise ValueError(f"text {encoded.index([])} is empty, and the tokenizer adds no special token to score")
         fitting = [_cut(ids, self._max_length, tokenizer) for ids in encoded]

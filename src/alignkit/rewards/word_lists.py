@@ -228,10 +228,10 @@ def _read_lines(file: Path, text: str) -> dict[str, float]:
 
 def _read_table(file: Path, text: str) -> dict[str, float]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if "severity_rating" not in (rows.fieldnames or ()):
-        raise ValueError(f"{file}, line 1: the header {rows.fieldnames} has no severity_rating; add that column")
     severities: dict[str, float] = {}
     try:
+        if "severity_rating" not in (rows.fieldnames or ()):
+            raise ValueError(f"{file}, line 1: the header {rows.fieldnames} has no severity_rating; add that column")
         for row in rows:
             entry, rating = (row["text"] or "").strip(), row["severity_rating"] or ""
             severity = _severity(f"{file}, line {rows.line_num}", entry, rating)

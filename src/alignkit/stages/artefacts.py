@@ -51,12 +51,12 @@ def fingerprint(kind: str, facts: Mapping[str, Any]) -> str:
         facts: settings, seed, digest of the rows, fingerprints of the inputs: plain values.
 
     Raises:
-        ValueError: a value that JSON cannot hold, such as NaN.
+        ValueError: a value that JSON cannot hold, such as NaN or a date.
     """
     whole = {"kind": kind, "alignkit": __version__, **facts}
     try:
         text = json.dumps(whole, sort_keys=True, allow_nan=False)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the settings of {kind} cannot be written down: {error}") from error
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 

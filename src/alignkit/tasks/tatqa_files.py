@@ -42,7 +42,7 @@ def load_tatqa(source: str | Path = HUB_ID, *, split: str = "train") -> list[dic
         path = _fetch(str(source), split)
     try:
         contexts = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no JSON ({error}); give TAT-QA's own file, such as tatqa_dataset_dev.json"
         ) from error

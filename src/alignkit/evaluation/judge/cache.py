@@ -14,6 +14,7 @@ from typing import Any
 from alignkit.evaluation.whole_lines import append_line, finished_lines
 
 START = '{"request": '
+FIELDS = {"request": str, "model": str, "text": str, "refused": bool}
 
 
 def request_key(body: dict[str, Any]) -> str:
@@ -63,8 +64,10 @@ class VerdictCache:
 def _parse(path: Path, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
     try:
         value = json.loads(line)
+        if not all(isinstance(value[name], kind) for name, kind in FIELDS.items()):
+            raise TypeError(f"its fields must be {FIELDS}")
         return value.pop("request"), {"model": value["model"], "text": value["text"], "refused": value["refused"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number} is none of a judge's cache; remove it or give another file"
         ) from error

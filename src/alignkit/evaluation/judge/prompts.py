@@ -119,9 +119,10 @@ class TemplatePrompts:
     def __post_init__(self) -> None:
         templates = {}
         for number, row in enumerate(read_lines(Path(self.path)), 1):
-            missing = [name for name in ("name", "type", "system_prompt", "prompt_template") if name not in row]
-            if missing:
-                raise ValueError(f"{self.path}, line {number}: {missing[0]} is missing; a template has it")
+            fields = ("name", "type", "system_prompt", "prompt_template")
+            wrong = next((name for name in fields if not isinstance(row.get(name), str)), None)
+            if wrong is not None:
+                raise ValueError(f"{self.path}, line {number}: {wrong} is {row.get(wrong)!r:.60}; it must be a text")
             key = (row["type"], "math" in row["name"], "multi-turn" in row["name"])
             templates[key] = (row["system_prompt"], row["prompt_template"])
         for kind in ("single", "pairwise"):

@@ -47,11 +47,12 @@ def parse_grade(text: str, verdict_format: VerdictFormat) -> float | None:
     text = without_thought(text)
     if verdict_format == "json":
         value = _json_field(text, "rating")
-        found = {float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+        found = {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
     else:
         found = {float(number) for number in _RATING.findall(text)}
     grade = found.pop() if len(found) == 1 else None
-    return grade if grade is not None and LOWEST <= grade <= HIGHEST else None
+    # Compared first, because an integer may be too large for a float.
+    return float(grade) if grade is not None and LOWEST <= grade <= HIGHEST else None
 
 
 def parse_winner(text: str, verdict_format: VerdictFormat) -> Winner | None:
@@ -89,7 +90,7 @@ def response_format(kind: Kind) -> dict[str, Any]:
 def _json_field(text: str, name: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: thousands of brackets in one another
         return None
     return value.get(name) if isinstance(value, dict) else None
 

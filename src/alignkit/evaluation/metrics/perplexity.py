@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from alignkit.evaluation.generation import encode_prompt
 from alignkit.evaluation.metrics.inputs import check_equal_lengths, check_texts
+from alignkit.row_checks import check_characters
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def _rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise ValueError("the tokenizer has neither bos_token nor eos_token to stand before a text; set one of them")
+    for place, text in enumerate(texts):
+        check_characters(text, f"texts[{place}]")
     rows = [encode_prompt(tokenizer, text) for text in texts]
     rows = [ids if ids[:1] == [first] else [first, *ids] for ids in rows]
     empty = next((place for place, ids in enumerate(rows) if len(ids) < 2), None)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
         content = path.read_bytes()
         # A spreadsheet puts a mark in front of the first name.
         text = (gzip.decompress(content) if path.name.endswith(".gz") else content).decode("utf-8-sig")
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 at byte {error.start}; convert it") from error
@@ -144,14 +145,14 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds {rows!r:.40} where a list of rows should be")

@@ -155,6 +155,8 @@ def read_baseline(path: Path, items: Sequence[str], run: str | None = None) -> l
                 if not item.startswith("mt_bench-"):
                     continue
                 first, second = row["prompt"][-2]["content"], row["completion"]
+            if not all(isinstance(one, str) for one in (name, item, first, second)):
+                raise TypeError("names and answers must be texts")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}, row {number} is no answer of an evaluation or of FastChat ({error!r})"

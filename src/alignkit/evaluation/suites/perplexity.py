@@ -76,11 +76,14 @@ class Perplexity:
 
 def _of_file(path: Path) -> list[tuple[str, str]]:
     if path.suffix == ".txt":
-        return [(path.stem, path.read_text(encoding="utf-8"))]
+        try:
+            return [(path.stem, path.read_text(encoding="utf-8"))]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 at byte {error.start}; convert it") from error
     if path.suffix == ".json":
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
         if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return [(f"{path.stem}-{number}", text) for number, text in enumerate(values)]

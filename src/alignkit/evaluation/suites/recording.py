@@ -45,12 +45,19 @@ class Measurement:
 class EvaluationFolder:
     """Results and answers of any number of models. Several processes may write to one folder.
 
+    The folder is made with the first results.
+
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made, or be written to.
     """
 
     def __init__(self, path: Path):
-        path.mkdir(parents=True, exist_ok=True)
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{path} cannot be made: {nearest} is no folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path} cannot be written: {nearest} may not be written to")
+        self._path = path
         self.results_file = path / "results.jsonl"
         self.answers_file = path / "answers.jsonl"
         self._lock = path / ".lock"
@@ -105,6 +112,7 @@ class EvaluationFolder:
             raise ValueError(f"the suite {measurement.suite} gave the scores {names}; each must come once")
         what = {"id": measurement.id, "run": measurement.run, "suite": measurement.suite}
         answers = [{**what, **_answer(answer)} for answer in outcome.answers]
+        self._path.mkdir(parents=True, exist_ok=True)
         with locked(self._lock):
             others = self._answers(lambda row: row["id"] != measurement.id)
             write_lines(self.answers_file, [*others, *answers])

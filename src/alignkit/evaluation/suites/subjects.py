@@ -18,6 +18,7 @@ from alignkit.evaluation.judge.protocol import JudgeError
 from alignkit.evaluation.metrics.perplexity import token_nlls
 from alignkit.evaluation.suites.prompts import as_messages, as_text, stops_for
 from alignkit.evaluation.suites.suite import Prompt
+from alignkit.storage import PICKLED_WEIGHTS, refused_pickles_named
 
 LONGEST_WINDOW_TOKENS = 2048
 SEEDS = 2**31  # every server takes such a seed
@@ -140,20 +141,26 @@ def load_model(
     from peft import AutoPeftModelForCausalLM, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from alignkit.model_folder import check_config
+
+    check_config(path)
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
     if (Path(path) / "adapter_config.json").is_file():
-        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype)
+        with refused_pickles_named(path, *PICKLED_WEIGHTS):
+            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype)
         own = (Path(path) / "tokenizer_config.json").is_file()
         named = path if own else model.peft_config["default"].base_model_name_or_path
     else:
         try:
-            model, named = AutoModelForCausalLM.from_pretrained(path, dtype=dtype), path
+            with refused_pickles_named(path, *PICKLED_WEIGHTS):
+                model, named = AutoModelForCausalLM.from_pretrained(path, dtype=dtype), path
         except OSError as error:
             missing = "" if Path(path).is_dir() else ", which is no folder here and so was taken for a hub name"
             raise OSError(f"cannot load {path}{missing}: {error}") from error
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        with refused_pickles_named(adapter, *PICKLED_WEIGHTS):
+            model = PeftModel.from_pretrained(model, str(adapter))
     return model.to(place_of(device)).eval(), AutoTokenizer.from_pretrained(named)
 
 

@@ -34,7 +34,7 @@ from alignkit.kl_barrier.rounds.records import RECORD_FILE, read_round
 from alignkit.kl_barrier.rounds.report import REPORT_FILE, RESULTS_FILE, markdown_report, read_results, write_report
 from alignkit.kl_barrier.rounds.settings import RoundProbes, describe, first_difference, weights_digest
 from alignkit.kl_barrier.rounds.stages import Stages
-from alignkit.storage import read_json, write_json, write_lines, write_text
+from alignkit.storage import PICKLED_WEIGHTS, read_json, refused_pickles_named, write_json, write_lines, write_text
 
 REFERENCES = ("base", "previous")
 SETTINGS_FILE = "settings.json"
@@ -137,7 +137,8 @@ def _check(
 
 def _load(name: str, training: KLBarrierConfig) -> PreTrainedModel:
     settings: Any = training.model_init_kwargs or {}  # a string only before the config has parsed it
-    return AutoModelForCausalLM.from_pretrained(name, **settings)
+    with refused_pickles_named(name, *PICKLED_WEIGHTS):
+        return AutoModelForCausalLM.from_pretrained(name, **settings)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from alignkit.evaluation.document import visible
 from alignkit.kl_barrier.rounds.signals import (
     SIGNALS,
     capped_exp,
@@ -212,7 +213,7 @@ def _completion_parts(records: Sequence[Record]) -> list[str]:
 def _quote(text: str) -> str:
     """Text of a model as an indented block, in which Markdown reads nothing; cut where it is very long."""
     cut = text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
-    return "\n".join(f"    {line}" for line in (cut.strip("\n") or "(empty)").splitlines())
+    return "\n".join(f"    {line}" for line in (visible(cut).strip("\n") or "(empty)").splitlines())
 
 
 def _escape(text: str) -> str:
