@@ -44,7 +44,7 @@ def _measure(work: Workload, k: int) -> Claim:
             f"gradient of the reward model, {k} completions, {side}", counted[side].gradient, counted[SHARED].gradient
         )
     trainers = {side: new_trainer(config=config, **settings) for side, settings in sides.items()}
-    return _claim(work, k, counted, train_interleaved(trainers, 2 * work.turns))
+    return _claim(work, k, counted, train_interleaved(trainers, work.turns))
 
 
 def _claim(work: Workload, k: int, counted: dict[str, Counted], times: dict[str, StepTimes]) -> Claim:

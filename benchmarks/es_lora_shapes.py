@@ -131,8 +131,7 @@ def _claim(work: ShapeWork, name: str, model: Qwen2ForCausalLM, members: int, pr
             "decoding": way,
         },
         raw=raw_times(times),
-        also=ratio.also
-        | {f"{side}_tokens_per_s": tokens / statistics.median(seconds(times[side])) for side in times},
+        also=ratio.also | {f"{side}_tokens_per_s": tokens / statistics.median(seconds(times[side])) for side in times},
     )
 
 

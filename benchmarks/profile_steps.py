@@ -139,7 +139,7 @@ def host_syncs(trainer: Trainer) -> dict[str, Any]:
 
 
 def measure_rates(n_bytes: int) -> dict[str, float]:
-    """What the arithmetic of docs/scale.md starts from, medians of 5 in CPU time: a checkpoint's hash, and noise of ES."""
+    """What the arithmetic of docs/scale.md starts from, by CPU time: the hash of a file, noise of ES-LoRA."""
     file = Path("bytes")
     file.write_bytes(os.urandom(n_bytes))
     numbers = n_bytes // 32

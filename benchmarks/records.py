@@ -23,6 +23,16 @@ def write_record(record: dict[str, Any], path: Path) -> None:
     unfinished.replace(path)  # a run that is interrupted here loses no other benchmark's record
 
 
+def machines(folder: Path = RESULTS) -> dict[str, dict[str, dict[str, Any]]]:
+    """The records of every machine, by its name; what else lies there, results of tests, is no file of records."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        records = read_records(path)
+        if all(isinstance(record, dict) and record.get("benchmark") == name for name, record in records.items()):
+            found[path.stem] = records
+    return found
+
+
 def read_records(path: Path) -> dict[str, dict[str, Any]]:
     """By name of the benchmark; empty where there is no such file."""
     records: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}

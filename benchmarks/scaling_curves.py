@@ -1,7 +1,7 @@
 """The scaling curves: what grows, the sides, and the memory from which the size that breaks follows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -173,9 +173,17 @@ def _simulated_head(work: Work, name: str, size: int) -> int:
 
 def population(work: Work, size: int) -> dict[str, Point]:
     shape = Population(size, POPULATION_PROMPTS, work.hidden_size, POPULATION_LAYERS, new_tokens=POPULATION_TOKENS)
+    in_turn = "one member after the other"
+
+    def two_members() -> Callable[[], torch.Tensor]:
+        sides = Sides(shape)  # which holds all members
+        sides.shape = replace(shape, members=2)
+        return sides.loop()
+
     return of_functions(
-        {"population": lambda: Sides(shape).population, "one member after the other": lambda: Sides(shape).loop()},
+        {"population": lambda: Sides(shape).population, in_turn: lambda: Sides(shape).loop()},
         work.turns,
+        same_peak={in_turn: two_members},
     )
 
 

@@ -172,8 +172,17 @@ def of_trainers(
     return {name: Point(_scaled(times[name], steps_of[name]), flops[name], peaks[name]) for name in new}
 
 
-def of_functions(new: dict[str, Callable[[], Callable[[], Tensor]]], turns: int) -> dict[str, Point]:
+def of_functions(
+    new: dict[str, Callable[[], Callable[[], Tensor]]],
+    turns: int,
+    *,
+    same_peak: dict[str, Callable[[], Callable[[], Tensor]]] | None = None,
+) -> dict[str, Point]:
     """A point for each of these functions; a maker gives one with all that it needs.
+
+    Args:
+        same_peak: of a function that does the same many times over, one that does it less often, with as high a peak:
+            every allocation is written down.
 
     Raises:
         RuntimeError: they give different tensors.
@@ -189,7 +198,8 @@ def of_functions(new: dict[str, Callable[[], Callable[[], Tensor]]], turns: int)
         require_equal(f"result of {name} and of {first}", results[name], results[first], FUNCTION_TOLERANCE)
     times = run_in_turns(functions, turns)
     del functions, function
-    return {name: Point(times[name], flops[name], _peak_of_function(make)) for name, make in new.items()}
+    makers = new | (same_peak or {})
+    return {name: Point(times[name], flops[name], _peak_of_function(makers[name])) for name in new}
 
 
 def _peak_of_function(make: Callable[[], Callable[[], Tensor]]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, read_records
+from records import machines
 from write_curves import curve_lines
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -28,18 +28,17 @@ measured, what the sides are and how to read the files stands in
 
 def write_page() -> None:
     """From every file of results."""
-    machines = {path.stem: read_records(path) for path in sorted(RESULTS.glob("*.json"))}
-    PAGE.write_text(page(machines), encoding="utf-8")
+    PAGE.write_text(page(machines()), encoding="utf-8")
 
 
-def page(machines: dict[str, dict[str, Any]]) -> str:
+def page(records_of: dict[str, dict[str, Any]]) -> str:
     """The text.
 
     Args:
-        machines: by name of a machine, what [`read_records`] gives for it.
+        records_of: what [`machines`] gives.
     """
     lines = [HEAD]
-    for machine, records in machines.items():
+    for machine, records in records_of.items():
         lines += [f"## {machine}", "", *_overview(records)]
         for record in records.values():
             lines += _section(record)

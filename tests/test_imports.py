@@ -199,6 +199,7 @@ LEVELS = {
         "growing_row_cache",
         "row_cache",
         "row_checks",
+        "model_folder",
         "row_file",
         "shared_prefix",
         "shared_prefix.attention",

@@ -36,6 +36,11 @@ def test_values_from_two_to_zero(kind, progress, expected):
     assert value_at(kind, 2.0, 0.0, progress) == pytest.approx(expected, abs=1e-15)
 
 
+def test_rounding_carries_no_value_beyond_the_ends():
+    assert value_at("cosine", 49.0, 49.0, 0.018261380578337597) == 49.0
+    assert value_at("linear", 0.27989272176836116, 0.27989272176836116, 0.27989272176836116) == 0.27989272176836116
+
+
 def test_the_share_of_the_warm_up_can_be_set_and_may_be_nothing_or_everything():
     assert value_at("warmup", 4.0, 0.0, 0.25, warmup_share=0.5) == 2.0
     assert value_at("warmup", 4.0, 0.0, 0.0, warmup_share=0.0) == 4.0

@@ -15,8 +15,8 @@ def value_at(kind: Schedule, start: float, end: float, progress: float, *, warmu
         "cosine":    the same,               u = (1 - cos(π progress)) / 2
         "warmup":    start · min(1, progress / warmup_share): from 0 up to start, then start
 
-    Linear and cosine are exactly start at 0 and exactly end at 1. Source of the cosine: Loshchilov and Hutter (2017),
-    eq. 5, with one period.
+    Linear and cosine are exactly start at 0, exactly end at 1, and nowhere outside of the two. Source of the cosine:
+    Loshchilov and Hutter (2017), eq. 5, with one period.
 
     Args:
         kind (`str`): see above.
@@ -42,4 +42,5 @@ def value_at(kind: Schedule, start: float, end: float, progress: float, *, warmu
         share = (1 - math.cos(math.pi * progress)) / 2
     else:
         raise ValueError(f"schedule is {kind!r}; choose one of {', '.join(map(repr, SCHEDULES))}")
-    return (1 - share) * start + share * end
+    # Rounding would carry it beyond the ends: with both at 49 to 49.00000000000001.
+    return min(max((1 - share) * start + share * end, min(start, end)), max(start, end))

@@ -47,10 +47,18 @@ def new_record(*claims, **more):
 
 
 def test_the_page_is_what_the_script_makes_of_the_results():
-    from write_page import PAGE, RESULTS, page, read_records
+    from records import machines
+    from write_page import PAGE, page
 
-    machines = {path.stem: read_records(path) for path in sorted(RESULTS.glob("*.json"))}
-    assert PAGE.read_text() == page(machines), "python benchmarks/write_page.py writes it"
+    assert PAGE.read_text() == page(machines()), "python benchmarks/write_page.py writes it"
+
+
+def test_other_results_in_the_folder_are_no_machine(tmp_path):
+    from records import machines, write_record
+
+    write_record(new_record(), tmp_path / "cpu-2-cores.json")
+    (tmp_path / "faults.json").write_text(json.dumps({"date": "2026-11-22", "rows": []}))
+    assert {name: list(records) for name, records in machines(tmp_path).items()} == {"cpu-2-cores": ["one"]}
 
 
 def test_a_row_has_the_median_its_range_the_limit_the_target_and_why_it_was_missed():

@@ -109,10 +109,10 @@ def test_an_empty_completion_of_a_prepared_row_is_refused_with_its_row(make_trai
     talk = [
         [{"role": "user", "content": "Say"}],
         [{"role": "assistant", "content": "yes"}],
-        [{"role": "assistant", "content": ""}],
+        [{"role": "assistant", "content": "left out"}],
     ]
     rows = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), talk, strict=True))] * 4)
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    template = "{% for message in messages %}{{ message['content'].replace('left out', '') }}{% endfor %}"
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match="the rejected completion in row 0 of the train dataset has no tokens"):
         make_trainer(train_dataset=rows)

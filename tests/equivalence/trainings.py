@@ -6,7 +6,7 @@ epsilon is large, because with a small one the rounding of a gradient near zero 
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,6 @@ class Record:
     weights: dict[str, Tensor]
     sharding: str = ""
 
-    def from_step(self, first: int) -> "Record":
-        """What a training that goes on from step `first` must be."""
-        return replace(self, log=self.log[first:])
-
 
 def make_trainer(
     method: str,
@@ -102,12 +98,14 @@ def make_trainer(
     batch_size: int = GLOBAL_BATCH,
     lora: bool = False,
     by_name: bool = False,
+    new_heads: bool = False,
     **settings: Any,
 ) -> Any:
     """A trainer whose optimiser step has `GLOBAL_BATCH` rows in micro-batches of `batch_size`, over all ranks.
 
     Args:
         by_name: whether the trainer loads the model, from a folder.
+        new_heads: whether that is a language model, to which the reward trainer adds heads.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {**COMMON, "gradient_accumulation_steps": GLOBAL_BATCH // (batch_size * ranks), **settings}
@@ -115,7 +113,7 @@ def make_trainer(
         settings |= {"bf16": False, "per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
     unset_hf_deepspeed_config()  # else the trainer before this one has ZeRO-3 shard the model while it is made
     torch.manual_seed(0)
-    model: Any = tiny_sequence_classifier(HEADS, seed=1) if method == "reward" else lively_lm(1)
+    model: Any = tiny_sequence_classifier(HEADS, seed=1) if method == "reward" and not new_heads else lively_lm(1)
     if by_name:
         model = _saved(model, output.with_name(f"{output.name}_model"))
     arguments = {"model": model, "processing_class": byte_tokenizer()}

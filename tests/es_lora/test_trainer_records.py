@@ -95,6 +95,12 @@ def test_history_is_cut_after_a_step_and_loses_a_half_written_line(tmp_path):
         read_history(path)
 
 
+def test_a_history_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "results.jsonl").write_bytes(b'{"step": 1}\n\xff\n')
+    with pytest.raises(ValueError, match=r"results\.jsonl is no UTF-8 at byte 12"):
+        read_history(tmp_path / "results.jsonl")
+
+
 def test_the_centre_is_evaluated_every_eval_steps_and_at_the_end_on_one_fixed_subset(make_trainer):
     seen = []
 

@@ -95,28 +95,6 @@ def test_low_rank_noise_moves_the_weight_by_the_weighted_sum_of_products(make_tr
     assert all(torch.equal(w, base[name]) for name, w in trainer.model.named_parameters() if name in base)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 4},
-        {"population_chunk_size": 4},
-    ],
-)
-def test_cutting_a_step_into_parts_changes_no_bit(tmp_path, settings):
-    shared = {"prompts_per_step": 4, "rollouts_per_prompt": 2, "fitness_shaping": "prompt_baseline"}
-    whole, cut = (
-        make_es_trainer(tmp_path / name, **shared, **extra) for name, extra in (("whole", {}), ("cut", settings))
-    )
-    whole.train(), cut.train()
-    for name, expected in trained(whole).items():
-        assert torch.equal(trained(cut)[name], expected)
-    assert (tmp_path / "whole/results.jsonl").read_bytes() == (tmp_path / "cut/results.jsonl").read_bytes()
-    assert [e["loss"] for e in cut.state.log_history if "loss" in e] == [
-        e["loss"] for e in whole.state.log_history if "loss" in e
-    ]
-
-
 def test_loss_in_the_log_is_minus_the_mean_fitness(make_trainer):
     trainer = make_trainer()
     trainer.train()

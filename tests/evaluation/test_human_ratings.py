@@ -8,6 +8,7 @@ import pytest
 
 from alignkit.evaluation.human_answers import answers_of
 from alignkit.evaluation.human_ratings import agreement, rating_results, read_ratings
+from alignkit.evaluation.human_sheets import Scale, write_sheets
 from alignkit.evaluation.ratings_command import add_ratings_commands
 from alignkit.evaluation.report_command import add_report_arguments, run_report
 from alignkit.evaluation.results import read_results
@@ -156,6 +157,43 @@ def test_recorded_answers_become_sheets_and_filled_sheets_a_report(tmp_path, cap
     run_report(parser.parse_args([str(results), "-o", str(tmp_path / "report.md"), "--resamples", "200"]))
     text = (tmp_path / "report.md").read_text()
     assert "helpful" in text and "2.5 points → 4.5 points" in text
+
+
+def test_a_key_with_a_scale_that_is_none_is_named(tmp_path):
+    sheets, key = filled(tmp_path)
+    key.write_text(key.read_text().replace('"nominal"', '"inal"'))
+    with pytest.raises(ValueError, match=r"key\.json is no key of rating sheets .*inal"):
+        read_ratings(sheets, key)
+
+
+def test_an_answer_longer_than_csv_takes_by_itself_comes_back_from_its_sheet(tmp_path):
+    long = {"i": "x" * 200_000}
+    scales = [Scale("helpful")]
+    [sheet, _] = write_sheets(
+        {"base": long}, {"i": "p"}, scales, folder=tmp_path / "out", key=tmp_path / "key.json", raters=["ann"]
+    )
+    ratings = read_ratings([sheet], tmp_path / "key.json")
+    assert ratings.units == (("i", "base"),) and ratings.n_empty == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"item": ["i0"]}, r"line 1: item is \['i0'\]; it must be a text"),
+        ({"prompt": [{"role": "user", "text": "x"}]}, "line 1: the prompt is no text and no messages .*'content'"),
+        (
+            {"prompt": [{"role": "user", "content": "x"}, {"role": "judge", "content": "x"}]},
+            "line 1: the prompt .*judge",
+        ),
+        ({"prompt": 3.5}, "line 1: the prompt is no text"),
+    ],
+)
+def test_a_row_of_answers_that_was_edited_wrongly_is_named(tmp_path, change, complaint):
+    path = tmp_path / "answers.jsonl"
+    row = {"run": "base", "suite": "safety", "item": "i0", "prompt": "p", "completion": "c"}
+    path.write_text(json.dumps({**row, **change}) + "\n")
+    with pytest.raises(ValueError, match=complaint):
+        answers_of(path, "safety")
 
 
 def test_answers_that_cannot_be_rated_side_by_side_are_refused(tmp_path):

@@ -121,6 +121,9 @@ def test_a_line_that_a_killed_writer_left_is_left_out_and_a_foreign_file_refused
         cache.write_bytes(whole[:-30])
         judge(url, cache=cache).grade(PROMPTS, ANSWERS)
         assert len(seen.bodies) == 3 and len(cache.read_bytes().splitlines()) == 2
+        cache.write_text('{"request": {}, "model": "m", "text": "t", "refused": false}\n')
+        with pytest.raises(ValueError, match=r"cache\.jsonl, line 1 is none of a judge's cache"):
+            VerdictCache(cache)
         cache.write_text('{"loss": 1}\n')
         with pytest.raises(ValueError, match=r"cache\.jsonl, line 1 is none of a judge's cache"):
             judge(url, cache=cache).grade(PROMPTS, ANSWERS)

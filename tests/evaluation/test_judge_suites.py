@@ -127,9 +127,14 @@ def test_a_suite_without_a_judge_or_without_a_reference_says_so(folder):
 
 
 def test_a_row_that_is_no_answer_is_named(folder):
-    (folder / "answers.jsonl").write_text('{"question_id": 2, "choices": [{"turns": ["a"]}]}\n')
-    with pytest.raises(ValueError, match=r"answers\.jsonl, row 1 is no answer of an evaluation or of FastChat"):
-        read_baseline(folder / "answers.jsonl", ["mt_bench-2"])
+    for row in (
+        '{"question_id": 2, "choices": [{"turns": ["a"]}]}',
+        '{"question_id": 2, "choices": [{"turns": ["a", 5]}]}',
+        '{"run": [], "item": "mt_bench-2", "prompt": [{"content": "q"}, {"content": "q"}], "completion": "c"}',
+    ):
+        (folder / "answers.jsonl").write_text(row + "\n")
+        with pytest.raises(ValueError, match=r"answers\.jsonl, row 1 is no answer of an evaluation or of FastChat"):
+            read_baseline(folder / "answers.jsonl", ["mt_bench-2"])
 
 
 def test_all_questions_and_references_of_mt_bench_are_found(data_dir):

@@ -56,6 +56,7 @@ def test_verdicts_in_json_must_be_of_the_schema():
         return parse_grade(json.dumps({"reasons": "", "rating": value}), "json")
 
     assert [grade(value) for value in (1, 10, 0, "7", True, None)] == [1, 10, None, None, None, None]
+    assert grade(10**400) is grade(-(10**400)) is grade(float("nan")) is None
     assert [parse_winner(json.dumps({"better": value}), "json") for value in ("A", "B", "tie", "C", ["A"])] == [
         "first",
         "second",
@@ -117,6 +118,9 @@ def test_a_file_that_lacks_a_template_or_has_an_unknown_placeholder_is_refused(t
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"prompts\.jsonl: a template of 'single' cannot be filled in: KeyError"):
         TemplatePrompts(path).grading(ONE, ())
+    path.write_text(json.dumps({**rows[0], "name": ["math"]}) + "\n")
+    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 1: name is \['math'\]; it must be a text"):
+        TemplatePrompts(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     with pytest.raises(ValueError, match=r"has no template for single; add it"):
         TemplatePrompts(path)

@@ -177,6 +177,11 @@ def test_a_score_that_is_no_number_is_refused_in_words(score: float) -> None:
         ({"status": "failed"}, "failed without an error"),
         ({"status": "failed", "error": "late"}, "has scores"),
         ({"train_loss": float("nan")}, "train_loss is nan"),
+        ({"items": {"a": None}}, "the score of 'a' in tatqa_dev of beta0.02 is None; it must be a finite number"),
+        ({"items": {"a": 10**400}, "unit": ""}, "it must be a finite number, at most 1e+300"),
+        ({"items": {"a": 1.7e308, "b": 1.7e308}, "unit": ""}, "it must be a finite number, at most 1e+300"),
+        ({"mean": [0.5]}, "mean is [0.5]; it must be a finite number"),
+        ({"history": ["loss 2.0"]}, "history holds 'loss 2.0'; it must be a list of rows"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(changes: dict[str, Any], complaint: str) -> None:

@@ -42,6 +42,11 @@ def test_one_setting_has_the_name_of_its_run_and_shares_all_fields() -> None:
     assert experiment.common == {"beta": 0.02}
 
 
+def test_one_setting_is_named_after_its_first_seed_whichever_run_ended_first() -> None:
+    lines = [result(run=f"beta-seed{seed}", seed=seed) for seed in (1, 0)]
+    assert gather(lines).settings[0].label == gather(lines[::-1]).settings[0].label == "beta-seed0"
+
+
 def test_whole_numbers_are_equal_however_they_are_written() -> None:
     assert len(gather([run_of("a", 0, epochs=1), run_of("b", 1, epochs=1.0)]).settings) == 1
 

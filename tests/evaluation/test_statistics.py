@@ -168,6 +168,11 @@ def test_wilson_intervals_are_those_of_scipy() -> None:
         wilson_interval(11, 10)
 
 
+def test_a_wilson_interval_holds_its_share_where_that_is_none_or_all() -> None:
+    assert wilson_interval(34, 34)[1] == 1.0
+    assert all(wilson_interval(n, n)[1] == 1.0 and wilson_interval(0, n)[0] == 0.0 for n in range(1, 200))
+
+
 def test_mcnemar_counts_only_the_items_that_changed() -> None:
     before = [0] * 8 + [1] * 2 + [1] * 90
     after = [1] * 8 + [0] * 2 + [1] * 90

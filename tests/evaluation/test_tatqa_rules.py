@@ -43,6 +43,16 @@ def test_a_number_without_a_digit_in_front_has_no_value(text):
     assert number_value(text) is None
 
 
+def test_zeros_beyond_what_python_reads_as_an_integer_are_a_zero():
+    assert number_value("0" * 5000) == 0
+    assert number_value("0" * 5000 + "12 million") == 12_000_000
+
+
+def test_a_completion_of_a_million_digits_is_scored_in_seconds():
+    text = "1 2" * 300_000
+    assert score_answer([text], "", ["12"], "", "arithmetic") == AnswerScore(0.0, 0.0)
+
+
 def test_items_are_sorted_and_numbers_written_with_four_decimals():
     assert answer_string(["sales", "12", "3%"], "thousand") == "12000.0000 0.0300 sales thousand"
     assert answer_string([22.123], "percent") == "0.2212"

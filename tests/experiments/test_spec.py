@@ -1,5 +1,6 @@
 """A specification is checked key by key: what it says, and the one line that a mistake in it gets."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,8 @@ def test_a_field_that_the_experiment_sets_is_no_setting(write, spec, key):
         ("baselines", {"seeds": [0.5]}, "baselines.seeds holds 0.5"),
         ("baselines", {"decodings": []}, "baselines.decodings is []"),
         ("baselines", {"decodings": [{}, {}]}, "baselines.decodings lists {} twice"),
+        ("training", {"learning_rate": 10**400}, "training.learning_rate has more than 300 digits"),
+        ("decoding", {"stop_strings": date(2026, 11, 22)}, "cannot be written down"),
         ("decoding", {"do_sample": 1}, "decoding.do_sample is 1; it must be true or false"),
         ("method", "sft", "method is 'sft'; choose one of dpo"),
         ("model", 7, "model is 7; it must be a text"),

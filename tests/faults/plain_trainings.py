@@ -66,10 +66,11 @@ def model_of(method: str, **config: Any) -> Any:
 
 
 def make_plain_trainer(method: str, output: Path, *callbacks: TrainerCallback, **settings: Any) -> Any:
-    """A trainer of 8 steps that saves each; `settings` go to the config unless the trainer takes them itself."""
-    own = ("model", "train_dataset", "eval_dataset", "peft_config")
+    """A trainer of 8 steps that saves each; `settings` go to the config unless the trainer takes them, or `lora`."""
+    own = ("model", "train_dataset", "eval_dataset")
     task = {"task_type": "SEQ_CLS"} if method == "RewardTrainer" else {}
-    given = {"model": model_of(method), "train_dataset": rows_of(method), "peft_config": LoraConfig(**LORA, **task)}
+    lora = LoraConfig(**{**LORA, **settings.pop("lora", {})}, **task)
+    given = {"model": model_of(method), "train_dataset": rows_of(method), "peft_config": lora}
     given |= {name: settings.pop(name) for name in own if name in settings}
     config, kind = KINDS[method]
     if method != "SFTTrainer":

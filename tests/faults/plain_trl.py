@@ -23,13 +23,7 @@ from safetensors.torch import load_file
 
 from alignkit.provenance import git_commit, package_versions
 from alignkit.storage import read_json, write_json
-from tests.faults.four_bit import (
-    BETWEEN_EVALUATIONS,
-    NF4,
-    give_same_weights,
-    gradients_of,
-    saved_and_loaded,
-)
+from tests.faults.four_bit import BETWEEN_EVALUATIONS, NF4, give_same_weights, gradients_of, saved_and_loaded
 from tests.faults.pickles import write_touching_pickle
 from tests.faults.plain_trainings import BEGUN, METHODS, OUTCOME, WEIGHTS, make_plain_trainer, model_of, rows_of, train
 from tests.faults.processes import finish, start
@@ -177,7 +171,8 @@ def a_pickle_that_runs_code(runs: Runs) -> Measured:
         output = runs.stopped()
         marker = output / "touched"
         write_touching_pickle(output / "checkpoint-4" / name, marker)
-        found[name] = {"code_ran": marker.exists(), "resumed": runs.resumed(output)}
+        resumed = runs.resumed(output)
+        found[name] = {"code_ran": marker.exists(), "resumed": resumed}
     return found
 
 
@@ -218,7 +213,7 @@ def four_bits(runs: Runs) -> Measured:
     if not has_avx512bf16():
         return {"not measured": "this CPU has no AVX512-BF16"}
     folder = runs.new()
-    settings = {"eval_dataset": rows_of(runs.method), **BETWEEN_EVALUATIONS}
+    settings = {"eval_dataset": rows_of(runs.method), "lora": {"lora_dropout": 0.0}, **BETWEEN_EVALUATIONS}
     model = model_of(runs.method, hidden_size=64)
     quantised = saved_and_loaded(model, folder / "model", quantization_config=NF4)
     trainer = make_plain_trainer(runs.method, folder / "4 bits", model=quantised, **settings)
@@ -273,16 +268,16 @@ FAULTS: dict[str, Callable[[Runs], Measured]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS), help="the rest stays as it is")
     options = parser.parse_args()
     torch.set_num_threads(1)
     origin = {"commit": git_commit(), "versions": package_versions()}
-    measured: Measured = {fault: {} for fault in options.faults}
+    measured: Measured = read_json(options.output)["faults"] if options.output.exists() else {}
     for method in METHODS:
         with TemporaryDirectory() as folder:
             runs = Runs(method, Path(folder))
             for fault in options.faults:
-                measured[fault][method] = FAULTS[fault](runs)
+                measured.setdefault(fault, {})[method] = FAULTS[fault](runs)
                 write_json(options.output, {**origin, "faults": measured})
                 print(f"{method}: {fault}: measured", flush=True)
     print(f"\n| fault | {' | '.join(METHODS)} |\n|{'---|' * (1 + len(METHODS))}")

@@ -5,6 +5,7 @@ A child is a process of its own, with its own file limits and signals, and dies 
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -26,7 +27,30 @@ def start(work: Callable[..., Any], *arguments: Any, output: Path, **keywords: A
     return process
 
 
-def finish(process: BaseProcess, timeout_s: float = 60) -> int:
+def start_ranks(
+    n_ranks: int, work: Callable[..., Any], *arguments: Any, output: Path, **keywords: Any
+) -> list[BaseProcess]:
+    """Begin `work` in several processes that train together; the output of each rank is in `output-<rank>`."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    return [
+        start(
+            _as_rank, rank, n_ranks, port, work, arguments, keywords, output=output.with_name(f"{output.name}-{rank}")
+        )
+        for rank in range(n_ranks)
+    ]
+
+
+def _as_rank(
+    rank: int, n_ranks: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    work(*arguments, **keywords)
+
+
+def finish(process: BaseProcess, timeout_s: float = 100) -> int:
     """Wait for the end of a process. Its exit code; -9 when it was killed with SIGKILL."""
     process.join(timeout_s)
     if process.exitcode is None:

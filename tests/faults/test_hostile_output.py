@@ -129,7 +129,8 @@ def test_any_text_comes_back_from_a_judges_cache_as_it_was(tmp_path):
 def test_an_error_that_quotes_a_model_comes_back_from_the_results(tmp_path):
     texts = [text for text in TEXTS if text.strip()]
     for number, text in enumerate(texts):
-        append_result(tmp_path / "r.jsonl", failed_result(run=f"r{number}", error=text, config={}, seed=0, wall_time_s=1.0, **ORIGIN))
+        failed = failed_result(run=f"r{number}", error=text, config={}, seed=0, wall_time_s=1.0, **ORIGIN)
+        append_result(tmp_path / "r.jsonl", failed)
     assert [result.error for result in read_results(tmp_path / "r.jsonl")] == texts
 
 

@@ -1,41 +1,15 @@
 """Rows that no trainer can learn from: one line that names split, row, column and value, before the first step."""
 
-import logging
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from datasets import Dataset, IterableDataset
-from transformers import Trainer
-from trl import SFTConfig, SFTTrainer
 
-from alignkit import (
-    ESLoRAConfig,
-    ESLoRATrainer,
-    KLBarrierConfig,
-    KLBarrierTrainer,
-    MultiHeadRewardConfig,
-    MultiHeadRewardTrainer,
-    ScheduledDPOConfig,
-    ScheduledDPOTrainer,
-)
-from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer, tiny_sequence_classifier
-from tests.dpo.conftest import QUIET as QUIET_DPO
-from tests.es_lora.conftest import QUIET as QUIET_ES
-from tests.es_lora.conftest import mean_code
-from tests.kl_barrier.conftest import QUIET as QUIET_BARRIER
-from tests.reward_model.conftest import QUIET as QUIET_REWARD
-from tests.tiny_models import lively_lm
+from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer
+from tests.faults.rows import GOOD, Row, four, make, stream
 
-Row = dict[str, Any]
-GOOD: dict[str, Row] = {
-    "reward": {"prompt": "Say", "chosen": " yes", "rejected": " no"},
-    "barrier": {"prompt": "Say", "completion": " yes"},
-    "dpo": {"prompt": "Say", "chosen": " yes", "rejected": " no"},
-    "es": {"prompt": "Say"},
-}
 ANSWERS = [
     ("reward", "chosen"),
     ("reward", "rejected"),
@@ -48,42 +22,6 @@ COLUMNS = [*ANSWERS, ("barrier", "prompt"), ("dpo", "prompt"), ("es", "prompt")]
 NAME = {"es": "train_dataset"}
 """How messages call the training set, where that is not `train`."""
 WITH_GRADIENTS = ["reward", "barrier", "dpo"]
-
-
-def make(
-    method: str, folder: Any, rows: Any, *, tokenizer: Any = None, eval_dataset: Any = None, **settings: Any
-) -> Trainer:
-    """A trainer of a tiny model for one step."""
-    given: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer or byte_tokenizer()}
-    given["eval_dataset"] = eval_dataset
-    if method == "reward":
-        args: Any = MultiHeadRewardConfig(
-            str(folder), head_names=["tidy"], **{**QUIET_REWARD, "max_steps": 1, **settings}
-        )
-        return MultiHeadRewardTrainer(tiny_sequence_classifier(["tidy"]), args, **given)
-    if method == "barrier":
-        args = KLBarrierConfig(str(folder), **{**QUIET_BARRIER, "max_steps": 1, **settings})
-        return KLBarrierTrainer(lively_lm(1), args, **given)
-    if method == "dpo":
-        args = ScheduledDPOConfig(str(folder), **{**QUIET_DPO, "kl_steps": 0, "max_steps": 1, **settings})
-        return ScheduledDPOTrainer(lively_lm(1), args=args, **given)
-    args = ESLoRAConfig(str(folder), **{**QUIET_ES, "max_steps": 1, **settings})
-    return ESLoRATrainer(lively_lm(1), mean_code, args, **given)
-
-
-def four(method: str, **changes: Mapping[int, Any] | Sequence[Any]) -> dict[str, list[Any]]:
-    """Columns of four good rows, with other values in some rows of a column, or in all."""
-    columns = {name: [value] * 4 for name, value in GOOD[method].items()}
-    for name, values in changes.items():
-        columns[name] = (
-            [values.get(n, columns[name][n]) for n in range(4)] if isinstance(values, Mapping) else list(values)
-        )
-    return columns
-
-
-def stream(columns: Mapping[str, Sequence[Any]]) -> IterableDataset:
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return IterableDataset.from_generator(lambda: iter(rows))
 
 
 @pytest.fixture
@@ -252,69 +190,3 @@ def test_tokens_of_another_models_tokenizer_are_named(refused, method):
     rows = Dataset.from_dict(four(method, prompt={2: "a new one"}))
     words = "row 2: token 259 ('new') has no embedding, of which the model has 259 and the tokenizer 260"
     refused(method, rows, f"{NAME.get(method, 'train')} {words}", tokenizer=tokenizer)
-
-
-# ---- Lengths and labels ----
-
-
-def test_rows_that_max_length_cuts_are_counted_and_said(tmp_path, caplog):
-    rows = Dataset.from_dict(four("barrier", completion={1: " and yes" * 9}, prompt={3: "long " * 9}))
-    trainer = make("barrier", tmp_path, rows, max_length=16)
-    assert trainer.data_report["train"] == {"rows": 4, "longest": 77, "cut": 2, "dropped": 1, "needed": 5}
-    assert len(trainer.train_dataset) == 3
-    words = "train: 2 of 4 rows (50.0 %) are longer than max_length=16 and are cut, 1 of them are dropped because no"
-    assert words in caplog.text and "the longest has 77 tokens" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "more", [{}, {"max_length": 6}, {"packing": True}, {"packing": True, "packing_strategy": "bfd_split"}], ids=str
-)
-def test_what_is_counted_does_not_change_what_is_trained_on(tmp_path, more):
-    rows = Dataset.from_dict(four("barrier", completion=["a", "bb" * 20, "c", "d" * 30]))
-    settings = {"max_length": 12, "shuffle_dataset": True, **more}
-    ours = make("barrier", tmp_path, rows, **settings).train_dataset
-    theirs_only = {name: value for name, value in QUIET_BARRIER.items() if name != "pressure_steps"}
-    args = SFTConfig(str(tmp_path), **{**theirs_only, **settings})
-    theirs = SFTTrainer(lively_lm(1), args, train_dataset=rows, processing_class=byte_tokenizer()).train_dataset
-    assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
-
-
-def test_a_max_length_that_leaves_no_label_names_the_one_that_is_needed(refused):
-    rows = Dataset.from_dict(four("barrier"))
-    words = "none of the 4 rows of train has a labelled token within max_length=3; raise it to 5 at least, and to 9 to"
-    refused("barrier", rows, words, max_length=3)
-
-
-def test_rows_without_a_label_are_refused_as_a_whole(refused):
-    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 4, "labels": [[-100] * 3] * 4})
-    refused("barrier", rows, "no token of the 4 rows of train has a label, so there is nothing to learn from")
-
-
-def test_pairs_that_max_length_cuts_are_counted_and_said(tmp_path, caplog):
-    rows = Dataset.from_dict(four("dpo", chosen={1: " and yes" * 9}))
-    make("dpo", tmp_path, rows, max_length=16)
-    assert (
-        "1 of 4 pairs of the train dataset (25.0 %) are cut to max_length=16 and max_prompt_length=None" in caplog.text
-    )
-
-
-@pytest.mark.parametrize("method", ["barrier", "dpo"])
-def test_a_tokenizer_without_a_pad_token_of_its_own_trains_alike_and_keeps_the_end_in_the_labels(tmp_path, method):
-    columns = four(method, **{next(reversed(GOOD[method])): [" a", " bcd", " efghijk", " l"]})
-    losses = []
-    for pad in ("<pad>", "<eos>", None):
-        tokenizer = byte_tokenizer()
-        tokenizer.pad_token = pad
-        trainer = make(method, tmp_path, Dataset.from_dict(columns), tokenizer=tokenizer)
-        if method == "barrier":
-            assert {row["labels"][-1] for row in trainer.train_dataset} == {tokenizer.eos_token_id}
-        trainer.train()
-        losses.append(trainer.state.log_history[0]["grad_norm"])
-    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
-
-
-def test_nothing_here_warns_of_its_own(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        for method in GOOD:
-            make(method, tmp_path, Dataset.from_dict(four(method)))
-    assert not re.findall("are cut|not counted|no chat_template", caplog.text)

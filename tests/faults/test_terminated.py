@@ -2,17 +2,18 @@
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from alignkit.reliability import check_checkpoint
-from tests.faults.processes import finish, start
-from tests.faults.trainings import METHODS, make_trainer
+from tests.faults.processes import finish, start, start_ranks
+from tests.faults.trainings import METHODS, make_trainer, state_of
 
 ASKED = 143
 STEP = 3
@@ -107,34 +108,31 @@ def test_a_sigterm_in_the_last_step_lets_the_run_end_as_ever(tmp_path):
 # ---- Two ranks ----
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-def train_as_rank(rank: int, port: int, method: str, folder: Path, *, resume: bool = False) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    callbacks = [] if resume else [WaitInStep(STEP, folder.parent)]
-    trainer = make_trainer(method, folder, callbacks=callbacks, save_steps=100)
-    assert trainer.args.world_size == 2
-    trainer.train(resume_from_checkpoint=resume or None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_a_sigterm_to_one_of_two_ranks_makes_both_save_and_end(tmp_path, method):
-    port = free_port()
-    ranks = [
-        start(train_as_rank, rank, port, method, tmp_path / "out", output=tmp_path / f"output-{rank}")
-        for rank in (0, 1)
-    ]
+def test_a_sigterm_to_one_of_two_ranks_makes_both_save_and_end_and_they_resume_exactly(tmp_path, method):
+    ranks = start_ranks(2, train, method, tmp_path / "out", output=tmp_path / "output")
     for rank in (0, 1):
         wait_for(tmp_path / f"in-step-{rank}")
+    assert ranks[1].pid is not None
     os.kill(ranks[1].pid, signal.SIGTERM)
     (tmp_path / "go-on").touch()
     assert [finish(process, timeout_s=120) for process in ranks] == [ASKED, ASKED]
     assert checkpoints_in(tmp_path / "out") == [f"checkpoint-{STEP}"]
     check_checkpoint(tmp_path / "out" / f"checkpoint-{STEP}")
+    states = []
+    for name, resume in (("out", True), ("whole", False)):
+        folder = tmp_path / name
+        ranks = start_ranks(2, train_to_the_end, method, folder, resume, output=tmp_path / f"output-{name}")
+        assert [finish(process, timeout_s=120) for process in ranks] == [0, 0]
+        states.append(load_file(folder / "state.safetensors"))
+    assert states[0].keys() == states[1].keys()
+    assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
+
+
+def train_to_the_end(method: str, folder: Path, resume: bool) -> None:
+    trainer = make_trainer(method, folder, save_steps=100)
+    assert trainer.args.world_size == 2
+    trainer.train(resume_from_checkpoint=resume or None)
+    if trainer.is_world_process_zero():
+        save_file(state_of(trainer), folder / "state.safetensors")

@@ -2,7 +2,7 @@
 
 | trap | test |
 |---|---|
-| the barrier grows with gradient accumulation | test_trainer_invariances |
+| the barrier grows with gradient accumulation | tests/equivalence |
 | models without a count of labels are scaled twice, or not at all | test_trainer_invariances |
 | a factor of the number of ranks | test_ranks |
 | a backward while the adapters are off | test_architectures, against gradients of the model's own logits |

@@ -129,7 +129,7 @@ def test_reward_bench_counts_orders_alone_and_its_parts_are_shares(rows, scale, 
     found = reward_bench(pairs)
     assert 0.5 <= found.score <= 1
     assert reward_bench(bent).subsets == found.subsets
-    perfect = reward_bench(pairs, dict.fromkeys(PRIOR_SETS, [(1.0, 0.0)]))
+    perfect = reward_bench(pairs, {name: [(1.0, 0.0)] for name in PRIOR_SETS})
     assert perfect.score == pytest.approx((4 * found.score + 0.5) / 4.5)
 
 

@@ -1,5 +1,6 @@
 """Metrics of texts, checks of instructions and words of judges: bounds, identity, symmetry, renderings read back."""
 
+import json
 import math
 
 import pytest
@@ -189,8 +190,6 @@ def test_what_is_asked_for_is_seen_whatever_its_case_and_what_is_forbidden_is_no
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | TEXTS, lambda part: st.lists(part), max_leaves=5))
 def test_json_is_json_bare_and_in_a_fence(value):
-    import json
-
     text = json.dumps(value)
     assert is_json(text) and is_json(f"```json\n{text}\n```") and is_json(f"\n{text} ")
     assert not is_json(f"{text} x")
@@ -220,15 +219,11 @@ def test_a_grade_is_read_back_from_any_words_around_it_and_two_that_differ_are_n
     assert parse_grade(f"{text} [[{grade}]]", "brackets") == grade
     assert parse_grade(f"{text} [[{grade + 0.5}]]", "brackets") is None
     assert parse_grade(f"[[{grade + 10}]]", "brackets") is None
-    import json
-
     assert parse_grade(json.dumps({"reasons": before, "rating": grade}), "json") == grade
 
 
 @given(st.sampled_from("ABC"), st.sampled_from("ABC"), NOISE)
-def test_a_judge_that_looks_at_places_alone_prefers_nobody_and_the_sides_turn_round_with_the_letters(
-    one, other, noise
-):
+def test_a_judge_that_looks_at_places_alone_prefers_nobody_and_sides_turn_round_with_letters(one, other, noise):
     winners = {"A": "first", "B": "second", "C": "tie"}
     first, second = (reading("compare", f"{noise} [[{letter}]]", False, "brackets") for letter in (one, other))
     assert parse_winner(first.text, "brackets") == winners[one]

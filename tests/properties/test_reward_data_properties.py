@@ -1,5 +1,7 @@
 """The reward model's evaluation, rows and batches: no order, no unit, and texts that come back."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -195,7 +197,7 @@ def test_a_batch_holds_each_text_once_and_the_order_of_rows_moves_comparisons_an
             **{"winner": [0], "loser": [1], "head": [seed % 2], "weight": [1.0], "margin": [0.0], "unit": [1.0]},
             **{"positive": [0], "positive_head": [seed % 2], "member": [], "member_head": []},
         }
-        for number, (first, second) in enumerate(zip(texts, texts[1:], strict=False))
+        for number, (first, second) in enumerate(pairwise(texts))
     ]
 
     def meaning(batch):

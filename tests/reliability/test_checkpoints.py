@@ -97,6 +97,14 @@ def test_a_shard_that_the_index_names_must_be_there(make_checkpoint):
         check_checkpoint(folder)
 
 
+@pytest.mark.parametrize("content", ["1", '{"weight_map": []}', '{"weight_map": {"w": 5}}', "[" * 100_000])
+def test_an_index_of_weights_that_is_none_is_named(make_checkpoint, content):
+    folder = make_checkpoint(3, manifest=False)
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors\.index\.json is damaged"):
+        check_checkpoint(folder)
+
+
 def test_a_file_that_was_added_later_does_no_harm(make_checkpoint):
     folder = make_checkpoint(1)
     (folder / "notes.txt").write_text("the good one")

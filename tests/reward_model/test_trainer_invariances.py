@@ -51,39 +51,6 @@ def mixed_rows() -> Dataset:
     return concatenate_datasets([pairs, Dataset.from_list(lists), Dataset.from_list(both)])
 
 
-SPLITS = [(8, 1), (4, 2), (1, 8)]
-
-
-@pytest.mark.parametrize("settings", [{}, {"regularizer": "center"}, {"center_rewards_coefficient": 0.1}])
-def test_gradients_are_equal_for_any_split_into_micro_batches(gradients, settings):
-    data = mixed_rows()
-    whole, *parts = (
-        gradients(HEADS, data, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)
-        for size, accumulation in SPLITS
-    )
-    for part in parts:
-        assert_equal_gradients(part, whole)
-
-
-@pytest.mark.parametrize("regularizer", [None, "squared_log_square"])
-def test_gradients_against_tiers_are_equal_for_any_split_into_micro_batches(gradients, regularizer):
-    train, negatives, _, _ = corpus_membership(n_per_style=6)
-    whole, *parts = (
-        gradients(
-            list(STYLES),
-            train,
-            negatives=negatives,
-            negatives_per_tier=3,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            regularizer=regularizer,
-        )
-        for size, accumulation in SPLITS
-    )
-    for part in parts:
-        assert_equal_gradients(part, whole)
-
-
 def test_a_text_repeated_in_another_micro_batch_is_regularised_once_for_each_of_its_heads(gradients):
     rows = [{"chosen": "the same", "rejected": f"text {i}", "head": "tidy"} for i in range(3)]
     data = Dataset.from_list([*rows, {"chosen": "the same", "rejected": "text", "head": "short"}])
@@ -91,28 +58,6 @@ def test_a_text_repeated_in_another_micro_batch_is_regularised_once_for_each_of_
     whole = gradients(HEADS, data, per_device_train_batch_size=4, **settings)
     split = gradients(HEADS, data, per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
     assert_equal_gradients(split, whole)
-
-
-@pytest.mark.parametrize("encode_batch_size", [1, 3, 5, 64])
-def test_encoding_in_chunks_gives_the_gradient_of_the_whole_batch(gradients, encode_batch_size):
-    data = mixed_rows()
-    whole = gradients(HEADS, data, per_device_train_batch_size=8)
-    chunked = gradients(HEADS, data, per_device_train_batch_size=8, encode_batch_size=encode_batch_size)
-    assert_equal_gradients(chunked, whole, tolerance=1e-5)
-
-
-def test_gradient_checkpointing_changes_no_gradient_with_and_without_chunks(gradients):
-    data = mixed_rows()
-    plain = gradients(HEADS, data, per_device_train_batch_size=8)
-    for encode_batch_size in (None, 3):
-        checkpointed = gradients(
-            HEADS,
-            data,
-            per_device_train_batch_size=8,
-            activation_checkpointing=True,
-            encode_batch_size=encode_batch_size,
-        )
-        assert_equal_gradients(checkpointed, plain, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["comparisons", "active_heads"])

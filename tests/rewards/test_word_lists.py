@@ -157,6 +157,7 @@ def test_a_folder_gives_its_graded_list_before_its_plain_one(tmp_path: Path) -> 
         (b"text,severity_rating\ndarn\n", "line 2: severity_rating is ''"),
         (b"text,severity_rating\n,1\n", "line 2: the text '' is blank"),
         (b'text,severity_rating\n"darn,1\n', "line 2: .*quote"),
+        (b'text,"severity_rating\ndarn,1\n', "list, line 2: .*quote"),
     ],
 )
 def test_a_bad_list_is_an_error_with_file_and_line(tmp_path: Path, content: bytes, complaint: str) -> None:

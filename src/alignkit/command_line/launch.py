@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
 from alignkit.command_line.one_line import unknown_word
+from alignkit.spec_files import read_spec_file
 
 CONFIGS = Path(str(resources.files("alignkit") / "accelerate_configs"))
 ONE_PROCESS = "NO"  # accelerate's distributed_type of it

@@ -39,9 +39,9 @@ def run_training(name: str, arguments: Sequence[str]) -> None:
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """The arguments of a training command, checked as far as nothing has to be loaded."""
+    check_versions()  # before the configs of TRL are imported
     from alignkit.command_line.methods import parser_of
 
-    check_versions()
     ignore_old_names()
     parsed = parser_of(name).parse(arguments)
     if parsed.model.model_name_or_path is None:

@@ -38,7 +38,7 @@ def answers_of(
             prompt = as_text(row["prompt"]).removesuffix("\n\nAssistant:")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}, line {number}: the prompt is neither a text nor messages with 'role' and 'content' ({error!r})"
+                f"{path}, line {number}: the prompt is no text and no messages with role and content ({error!r})"
             ) from error
         if prompts.setdefault(item, prompt) != prompt:
             raise ValueError(f"{path}, line {number}: {run} was asked something else than others as {item!r}")

@@ -138,6 +138,8 @@ class KLBarrierConfig(ReliableArguments, SFTConfig):
                 )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; it must be at least 1, or None for no limit")
         if self.pressure_steps < 0:
             raise ValueError(f"pressure_steps is {self.pressure_steps}; it must be 0 (never) or more")
         if self.precompute_ref is not None and self.ref == "ema":

@@ -46,24 +46,27 @@ class StepDivergences:
             self.check()
         return (kl.detach() * 0).sum()
 
-    def check(self) -> None:
+    def check(self, found: str = "") -> None:
         """Look at all that were kept.
+
+        Args:
+            found: what is known to be bad, to begin the message with; else the step.
 
         Raises:
             NonFiniteDivergenceError: of the first micro-batch with a bad one.
         """
         for kl, batch in self._kept:
-            check_finite(kl, batch, self._tokenizer, step=self._step)
+            check_finite(kl, batch, self._tokenizer, found=found or f"step {self._step}")
 
 
-def check_finite(kl: Tensor, batch: Mapping[str, Any], tokenizer: Any, *, step: int) -> None:
+def check_finite(kl: Tensor, batch: Mapping[str, Any], tokenizer: Any, *, found: str) -> None:
     """Raise where a divergence is NaN or infinite. Waits for the device.
 
     Args:
         kl (`(N,)`): divergences of the labelled positions, in row-major order.
         batch: `input_ids` and `labels` (B, T).
         tokenizer: to show the text.
-        step: number of the optimiser step, for the message.
+        found: the beginning of the message, with the number of the optimiser step.
 
     Raises:
         NonFiniteDivergenceError: with up to five positions: row, column, token and the text before it.
@@ -85,7 +88,7 @@ def check_finite(kl: Tensor, batch: Mapping[str, Any], tokenizer: Any, *, step: 
             f"after {decode(before)!r}"
         )
     raise NonFiniteDivergenceError(
-        f"step {step}: KL is not finite at {int(is_bad.sum())} of {len(kl)} positions. In float16 this is mostly an "
+        f"{found}: KL is not finite at {int(is_bad.sum())} of {len(kl)} positions. In float16 this is mostly an "
         "overflow (train in bfloat16 or float32); else the policy or the reference has broken weights.\n"
         + "\n".join(lines)
     )

@@ -162,7 +162,7 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
             self._find_states()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_batch, self._window = 0, None
-        self._divergences.begin(self.state.global_step)
+        self._divergences.begin(self.state.global_step + 1)
         if not batches or self.barrier_weight == 0:
             return batches, num_items
         add_positions(batches)
@@ -219,8 +219,8 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
     def _agree_to_go_on(self, model):
         try:
             super()._agree_to_go_on(model)
-        except NonFiniteError:
-            self._divergences.check()  # a divergence that is no number has a message of its own, with its tokens
+        except NonFiniteError as error:
+            self._divergences.check(str(error))  # a divergence that is no number is shown with its tokens
             raise
 
     def _against(self, model: Any, inputs: Mapping[str, Any], micro_batch: int) -> HeadInput | None:

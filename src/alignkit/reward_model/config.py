@@ -142,7 +142,7 @@ class MultiHeadRewardConfig(ReliableArguments, RewardConfig):
         for tier, weight in self.tier_weights.items():
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise ValueError(f"tier_weights[{tier!r}] is {weight!r}; it must be a finite number, 0 or more")
-        for name in ("negatives_per_tier", "encode_batch_size", "max_packed_tokens", "stream_retries"):
+        for name in ("negatives_per_tier", "encode_batch_size", "max_packed_tokens", "stream_retries", "max_length"):
             value, least = getattr(self, name), 0 if name == "stream_retries" else 1
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -145,7 +145,8 @@ def check_base_has_name(model: PreTrainedModel | PeftModel) -> None:
     Raises:
         ValueError
     """
-    if isinstance(model, PeftModel) and not model.get_base_model().config._name_or_path:
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else None
+    if base is not None and not base.config._name_or_path:
         raise ValueError(
             "the base model has no name or path, and once it is sharded it cannot be written beside its adapter; "
             "write it with save_pretrained and give the trainer the folder"

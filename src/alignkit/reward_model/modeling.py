@@ -8,6 +8,8 @@ import functools
 import math
 import types
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import logging
 
@@ -101,8 +104,16 @@ def initialize_score(model: PreTrainedModel, seed: int) -> None:
     Source: Stiennon et al. (2020), arXiv 2009.01325.
     """
     weight = find_score(model).weight
-    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-    weight.copy_(noise / math.sqrt(weight.shape[1] + 1))
+    with _whole_for_writing(weight):
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        weight.copy_(noise / math.sqrt(weight.shape[1] + 1))
+
+
+def _whole_for_writing(weight: nn.Parameter) -> AbstractContextManager[None]:
+    """Within the context a weight that ZeRO-3 has sharded is whole, and what the first process writes is kept."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    return import_module("deepspeed").zero.GatheredParameters([weight], modifier_rank=0)
 
 
 def upcast_score(model: nn.Module) -> None:

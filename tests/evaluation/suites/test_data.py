@@ -57,6 +57,7 @@ def test_every_form_of_a_file_gives_the_same_rows(name: str, tmp_path: Path) -> 
         ("a.csv", "question,answer\nq0\n", r"a\.csv, line 2 has no 'answer'"),
         ("a.csv", 'question,answer\n"q0,a0\n', r"a\.csv, line \d is no CSV"),
         ("a.csv.gz", "no gzip", r"a\.csv\.gz is no whole gzip file"),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x07", r"a\.csv\.gz is no whole gzip file"),
         ("a.txt", "text", "ends in none of .jsonl"),
         ("a.jsonl", b"\xff\xfe", "is no UTF-8 at byte 0"),
     ],

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from alignkit.es_lora.backends.protocol import GenerationRequest
 from alignkit.es_lora.centre import Centre, Member
@@ -12,6 +14,7 @@ from alignkit.es_lora.grouped_lora import Adapters, base_model
 from alignkit.es_lora.population import evaluate_population
 from alignkit.es_lora.prompts import left_padded
 from alignkit.es_lora.sampling import SharedGumbelProcessor
+from alignkit.reliability.not_finite import NonFiniteError, first_not_finite
 
 
 class HFBackend:
@@ -45,7 +48,7 @@ class HFBackend:
         self, numbers: Sequence[Member], adapters: Adapters, request: GenerationRequest
     ) -> list[list[list[int]]]:
         input_ids, attention_mask = left_padded(request.prompts, self._pad_token, self._model.device)
-        processors = []
+        processors: list[LogitsProcessor] = [watch := _LogitsWatch()]
         if request.temperature:
             processors.append(
                 SharedGumbelProcessor(
@@ -75,11 +78,39 @@ class HFBackend:
                 logits_processor=processors,
             )
         completions = tokens[:, :, input_ids.shape[1] :].tolist()
+        watch.check(self._model, step=request.step + 1)
         return [[self._until_the_end(row) for row in member] for member in completions]
 
     def _until_the_end(self, tokens: list[int]) -> list[int]:
         ends = (place for place, token in enumerate(tokens) if token in self._end_tokens)
         return tokens[: next(ends, len(tokens)) + 1]
+
+
+class _LogitsWatch(LogitsProcessor):
+    """Notes logits that are no numbers, of which the argmax would be a token like any other."""
+
+    def __init__(self) -> None:
+        self._is_bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        is_bad = ~(scores < torch.inf).all()  # -inf is how a model says that a token is impossible
+        self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad
+        return scores
+
+    def check(self, model: PeftModel, *, step: int) -> None:
+        """Raise a NonFiniteError if there were any. Waits for the device."""
+        if self._is_bad is None or not self._is_bad:
+            return
+        weight = first_not_finite(model.named_parameters())
+        raise NonFiniteError(
+            f"step {step}: logits of the population are NaN or infinite; "
+            + (
+                f"the first weight that is not finite is {weight}"
+                if weight
+                else "every weight of the model is finite, so what is added to them is too large: lower learning_rate "
+                "or sigma"
+            )
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ not at all, whenever the process is killed, and what is there need not be measur
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
