@@ -24,7 +24,7 @@ endif
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help quickstart test test-slow lint format build docs clean
+.PHONY: help quickstart test test-slow lint format build docs bench bench-quick clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ build: $(INSTALLED_DEV)  ## build sdist and wheel, check them, and run the wheel
 
 docs: $(INSTALLED_DEV)  ## build the documentation site in site/, warnings and broken links being errors
 	$(OFFLINE) $(BIN)/python docs/build_site.py
+
+bench: $(INSTALLED_DEV)  ## measure everything against its peers; writes benchmarks/results and docs/benchmarks.md
+	$(OFFLINE) $(BIN)/python benchmarks/run_all.py
+
+bench-quick: $(INSTALLED_DEV)  ## whether every benchmark runs: toy shapes, nothing that stays
+	$(OFFLINE) $(BIN)/python benchmarks/run_all.py --quick
 
 clean:  ## remove builds and caches; .venv stays
 	rm -rf build dist site .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

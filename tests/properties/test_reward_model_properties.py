@@ -94,16 +94,19 @@ def test_all_weights_times_a_factor_change_the_mean_over_comparisons_nothing(sco
     assert loss_and_gradient(scores, comparisons_of(scaled), reduction=reduction)[0] == pytest.approx(expected)
 
 
-@given(SCORES, COMPARISONS, st.floats(0, 2))
-def test_a_larger_margin_never_lowers_the_loss_and_a_larger_gap_never_raises_it(scores, rows, more):
+@given(SCORES, COMPARISONS, st.floats(0.01, 2))
+def test_a_larger_margin_never_lowers_the_loss_and_a_higher_score_of_the_winner_never_raises_it(scores, rows, more):
     raised = [(indices, weight, margin + more, unit) for indices, weight, margin, unit in rows]
     plain = bradley_terry_loss(scores, comparisons_of(rows)).per_comparison
-    assert (bradley_terry_loss(scores, comparisons_of(raised)).per_comparison >= plain - 1e-12).all()
-    output = bradley_terry_loss(scores, comparisons_of(rows))
-    order = output.gap.argsort()
-    without_margins = torch.nn.functional.softplus(-output.gap)[order]
-    assert (without_margins.diff() <= 1e-12).all()
     assert (plain >= 0).all()
+    assert (bradley_terry_loss(scores, comparisons_of(raised)).per_comparison >= plain).all()
+    for number, ((winner, loser, head), *_) in enumerate(rows):
+        better = scores.clone()
+        better[winner, head] += more
+        output = bradley_terry_loss(better, comparisons_of(rows))
+        assert output.per_comparison[number] <= plain[number]
+        # Where the loss is above rounding it falls.
+        assert winner == loser or plain[number] < 1e-9 or output.per_comparison[number] < plain[number]
 
 
 @given(SCORES, COMPARISONS, st.data(), tensors(HEADS, of=st.floats(0.1, 3)))
