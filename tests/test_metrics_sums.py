@@ -1,17 +1,43 @@
-"""Metrics as sums and counts: divided once, forgotten when read."""
+"""Metrics as sums and counts: divided once, forgotten when read; vectors of several ranks, put together."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from alignkit.metrics import MetricSums
+from alignkit.metrics import MetricSums, count_real_rows, gather_around, gather_ragged
 
 
 @pytest.fixture(scope="module")
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+def on_three_ranks(call: Any) -> list[Any]:
+    """What `call(rank, accelerator)` returns on each of three ranks, which are threads that wait for one another."""
+    everyone, given = threading.Barrier(3, timeout=10), [torch.empty(0)] * 3
+
+    def on_rank(rank: int) -> Any:
+        def gather(values: torch.Tensor) -> torch.Tensor:
+            given[rank] = values
+            everyone.wait()
+            together = torch.cat(given)
+            everyone.wait()
+            return together
+
+        try:
+            return call(rank, SimpleNamespace(num_processes=3, process_index=rank, gather=gather))
+        except BaseException:
+            everyone.abort()
+            raise
+
+    with ThreadPoolExecutor(3) as ranks:
+        return list(ranks.map(on_rank, range(3)))
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -109,3 +135,53 @@ def test_what_is_added_keeps_no_graph(accelerator):
     sums.add_mean("x", score * 2, numbers(1.0))
     sums.add_extremes("y", score, score)
     assert not any(tensor.requires_grad for tensor in (*sums._sums.values(), *sums._lows.values()))
+
+
+# ---- Several ranks ----
+
+OF_RANKS = [numbers(1.0, 2.0), numbers(), numbers(3.0, 4.0, 5.0)]
+
+
+def test_vectors_of_unequal_length_are_put_together_in_the_order_of_ranks():
+    found = on_three_ranks(lambda rank, accelerator: gather_ragged(accelerator, OF_RANKS[rank]).tolist())
+    assert found == [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3
+
+
+def test_each_rank_sees_what_stands_before_and_behind_its_own():
+    found = on_three_ranks(
+        lambda rank, accelerator: [part.tolist() for part in gather_around(accelerator, OF_RANKS[rank])]
+    )
+    assert found == [[[], [3.0, 4.0, 5.0]], [[1.0, 2.0], [3.0, 4.0, 5.0]], [[1.0, 2.0], []]]
+
+
+def test_a_rank_alone_has_itself_and_nothing_around(accelerator):
+    assert gather_ragged(accelerator, numbers(1.0, 2.0)).tolist() == [1.0, 2.0]
+    assert [part.tolist() for part in gather_around(accelerator, numbers(1.0, 2.0))] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "at_the_end", "remainder", "expected"),
+    [
+        (3, True, 5, [4, 1, 0]),  # 5 rows are left for three batches of 4
+        (3, True, 1, [1, 0, 0]),
+        (2, True, 5, [4, 1]),
+        (3, True, 0, [4, 4, 4]),  # it divides evenly
+        (3, True, -1, [4, 4, 4]),  # of unknown length
+        (3, False, 5, [4, 4, 4]),
+        (1, True, 3, [4]),  # nothing is filled up for one process
+    ],
+)
+def test_rows_that_only_fill_the_last_batches_of_the_ranks_do_not_count(n_ranks, at_the_end, remainder, expected):
+    state = SimpleNamespace(end_of_dataloader=at_the_end, remainder=remainder)
+    ranks = [SimpleNamespace(num_processes=n_ranks, process_index=i, gradient_state=state) for i in range(n_ranks)]
+    assert [count_real_rows(rank, 4) for rank in ranks] == expected
+
+
+def test_sums_are_added_and_extremes_compared_over_ranks():
+    def metrics_of(rank: int, accelerator: Any) -> dict[str, list[float]]:
+        sums = MetricSums()
+        sums.add_mean("x", numbers(float(rank)), numbers(1.0 + rank))
+        sums.add_extremes("y", numbers(-float(rank)), numbers(float(rank)))
+        return sums.pop(accelerator)
+
+    assert on_three_ranks(metrics_of) == [{"x": [3 / 6], "min_y": [-2.0], "max_y": [2.0]}] * 3

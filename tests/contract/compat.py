@@ -44,15 +44,16 @@ def main() -> int:
     parser.add_argument("--only", choices=ENDS, help="one end alone")
     parser.add_argument("--torch", metavar="VERSION", default=pinned_torch(), help="default: %(default)s")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    chosen = [args.only] if args.only else list(ENDS)
-    for end in chosen:
-        python = prepare(end, args.torch)
-        results[end] = run_tests(end, python)
-        print(f"{end}: {results[end]['passed']} passed, {results[end]['failed']} failed", flush=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    write_page(results)
-    return int(any(results[end]["failed"] or not results[end]["passed"] for end in chosen))
+    found = {}
+    for end in [args.only] if args.only else ENDS:
+        found[end] = run_tests(end, prepare(end, args.torch))
+        print(f"{end}: {found[end]['passed']} passed, {found[end]['failed']} failed", flush=True)
+        # Read here, because the other end may have been tested meanwhile.
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results |= found
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_page(results)
+    return int(any(result["failed"] or not result["passed"] for result in found.values()))
 
 
 def pinned_torch() -> str:
@@ -137,7 +138,7 @@ def table(results: dict) -> str:
     tested = {results[end]["versions"]["torch"].split("+")[0] for end in ends}
     bound = lowest()["torch"]
     if not any(version == bound or version.startswith(f"{bound}.") for version in tested):
-        text += f"\nNot tested: torch {bound}, for which this machine's index has no build for the CPU.\n"
+        text += f"\nNot tested: torch {bound}; `--torch {bound}.0` does, where the index has a build of it for the CPU.\n"
     return text
 
 

@@ -108,6 +108,7 @@ USED: dict[str, dict[str, str | None]] = {
         "data_collator": None,
         "eval_dataset": None,
         "evaluate": "eval_dataset, ignore_keys, metric_key_prefix",
+        "is_fsdp_enabled": None,
         "loss_is_scaled_for_ga": None,
         "processing_class": None,
         "train_dataset": None,

@@ -43,7 +43,7 @@ def test_output_mode_changes_each_modules_output_by_the_share(make_trainer, pert
     trainer = make_trainer(
         perturb=perturb, sigma_mode="output", sigma=share, peft_config=config, prompts_per_step=5, antithetic=False
     )
-    trainer._begin(None)
+    trainer.before_training(None)
     assert len(set(trainer._update.sigmas.values())) == len(trainer.centre.layers)
     for name, found in measured_shares(trainer, 1000).items():
         assert found == pytest.approx(share, rel=0.1), name
@@ -51,7 +51,7 @@ def test_output_mode_changes_each_modules_output_by_the_share(make_trainer, pert
 
 def test_adaptive_mode_is_a_tenth_of_the_mean_weight_times_a_scale_that_differs_at_step_0(make_trainer):
     trainer = make_trainer(sigma_mode="adaptive", init_scale=3.0, perturb_scale=0.5)
-    trainer._begin(None)
+    trainer.before_training(None)
     base = lively_lm()
     for step, scale in ((0, 3.0), (1, 0.5), (7, 0.5)):
         for name, sigma in trainer._update.sigmas_at(step, 10).items():
@@ -61,14 +61,14 @@ def test_adaptive_mode_is_a_tenth_of_the_mean_weight_times_a_scale_that_differs_
 
 def test_a_schedule_moves_sigma_to_its_end(make_trainer):
     trainer = make_trainer(sigma=0.1, sigma_schedule="linear", sigma_end=0.02)
-    trainer._begin(None)
+    trainer.before_training(None)
     found = [next(iter(trainer._update.sigmas_at(step, 4).values())) for step in range(5)]
     assert found == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
 
 
 def test_weight_mode_is_the_std_of_the_noise_on_each_factor(make_trainer):
     trainer = make_trainer(sigma=0.3, peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
-    trainer._begin(None)
+    trainer.before_training(None)
     members = trainer._update.members(range(100), 0, 10)
     for name, (a, b) in members.items():
         centre_a, centre_b = trainer.centre.itself()[name]
@@ -81,8 +81,8 @@ def test_calibrating_on_many_prompts_takes_a_few_at_a_time_and_gives_the_same_si
     trainer, whole = make_trainer(**settings), make_trainer(**settings)
     rows = []
     trainer.model.get_base_model().register_forward_pre_hook(lambda module, args: rows.extend(map(len, args)))
-    trainer._begin(None)
+    trainer.before_training(None)
     assert rows[-3:] == [8, 8, 4]  # after the canaries
     monkeypatch.setattr("alignkit.es_lora.sigmas.AT_A_TIME", 20)
-    whole._begin(None)
+    whole.before_training(None)
     assert trainer._update.sigmas == pytest.approx(whole._update.sigmas, rel=1e-6)

@@ -289,7 +289,15 @@ def test_an_infinite_divergence_is_infinite_in_what_it_counts_in(how, expected, 
     kl = torch.ones(101)
     kl[5] = INF
     assert aggregate(kl, how, per_sequence).item() == expected
+    assert aggregate(kl[:21], how, per_sequence).item() == expected  # p95 is the 20th, beside the infinite one
     assert aggregate(torch.full((7,), INF), how, per_sequence).item() == INF
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_an_index_may_be_of_either_integer_type(how):
+    kl, index = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 1, 1])
+    found = aggregate_positions(kl, how, index.int())
+    assert found.tolist() == aggregate_positions(kl, how, index).tolist()
 
 
 # ---- Bad input ----
@@ -319,6 +327,11 @@ def test_divergences_that_are_no_vector_of_floats_are_refused(kl):
 def test_an_index_that_names_no_sequences_is_refused(index, n_sequences, complaint):
     with pytest.raises(ValueError, match=complaint):
         aggregate_positions(torch.ones(3), "mean", index, n_sequences=n_sequences)
+
+
+def test_the_loop_refuses_what_the_fast_path_refuses():
+    with pytest.raises(ValueError, match="float32; give integers"):
+        plain_aggregate_positions(torch.ones(2), "mean", torch.tensor([0.0, 1.0]))
 
 
 # ---- The hinge ----

@@ -6,6 +6,7 @@ import torch
 from alignkit.kl_barrier import AGGREGATES, aggregate_positions, hinge_barrier
 from alignkit.kl_barrier.barrier import (
     StepShape,
+    batch_barrier,
     pooled_barrier,
     position_weights,
     rank_global_barrier,
@@ -146,3 +147,30 @@ def test_position_weights_of_a_shut_gate_are_zero_and_of_an_open_one_the_aggrega
     assert divergence.item() == pytest.approx(12.5**0.5)
     assert weights.tolist() == pytest.approx([3 / (2 * 12.5**0.5), 4 / (2 * 12.5**0.5)])
     assert position_weights(kl, "rmse", 4.0)[1].tolist() == [0.0, 0.0]
+
+
+def test_a_step_without_a_position_has_no_hinge_whatever_the_threshold():
+    kl, nothing = torch.zeros(0, requires_grad=True), torch.tensor(torch.nan)
+    barrier = step_barrier(kl, kl.detach(), nothing, 0.0, step(n_micro_batches=1))
+    assert barrier.value.item() == 0.0 and barrier.divergence.isnan().tolist() == [True]
+
+
+# ---- what is reported ----
+
+
+def test_every_scope_reports_the_divergence_that_its_hinge_saw():
+    kl = torch.tensor([1.0, 3.0])
+    whole = rank_global_barrier(kl[:1], (kl[:0], kl[1:]), "mean", 0.5, step(n_ranks=2))
+    assert whole.divergence.tolist() == [2.0]
+    assert step_barrier(kl, torch.tensor([0.5, 0.5]), torch.tensor(2.0), 0.5, step()).divergence.tolist() == [2.0]
+    # The last sequence has no position, so that the index alone does not tell how many there are.
+    assert sequence_barrier(kl, sequences([2, 0]), "mean", 0.5, step(n_sequences=1)).divergence.shape == (2,)
+
+
+def test_an_evaluated_batch_counts_its_sequences_alike_or_pools_its_positions():
+    kl = torch.tensor([1.0, 3.0, 0.25])
+    of_sequences = batch_barrier(kl, sequences([2, 0, 1]), "mean", "sequence", 0.5)
+    assert of_sequences.value.item() == 0.75  # relu(2 - 0.5) and relu(0.25 - 0.5), over two sequences
+    for scope in ("micro_batch", "rank_global", "step"):
+        pooled = batch_barrier(kl, sequences([2, 0, 1]), "max", scope, 0.5)
+        assert pooled.value.item() == 2.5 and pooled.divergence.tolist() == [3.0]

@@ -69,6 +69,9 @@ def test_one_step_never_moves_the_logarithm_by_more_than_the_rate():
     dual = DualWeight(0.1, rate=0.3)
     dual.update(0.0)
     assert math.log(dual.weight) == pytest.approx(-0.3)
+    dual = DualWeight(0.1, rate=0.3)
+    dual.update(-1.0)  # as a sampled estimate may be
+    assert math.log(dual.weight) == pytest.approx(-0.3)
 
 
 def test_at_the_target_the_weight_stays():
@@ -117,6 +120,7 @@ def test_a_divergence_that_is_no_number_is_refused_and_leaves_the_weight(diverge
         ("weight", 1e5),
         ("weight", math.nan),
         ("rate", 0.0),
+        ("rate", math.inf),
         ("rate", math.nan),
         ("decay", 1.0),
         ("decay", -0.1),

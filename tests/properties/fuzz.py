@@ -103,7 +103,7 @@ def random_text(rng: random.Random, valid: Sequence[str]) -> str:
     if kind == 2:
         return "".join(rng.choices(MARKS, k=rng.randrange(1, 30)))
     if kind == 3:
-        return rng.choice(MARKS) * rng.choice([1, 2, 17, 300, 5000])
+        return rng.choice(MARKS) * rng.choice([1, 2, 17, 17, 300, 300, 5000])
     return mutated(rng, rng.choice(valid), MARKS)
 
 

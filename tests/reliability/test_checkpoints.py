@@ -105,6 +105,13 @@ def test_an_index_of_weights_that_is_none_is_named(make_checkpoint, content):
         check_checkpoint(folder)
 
 
+def test_the_order_of_a_manifests_entries_says_nothing(make_checkpoint):
+    folder = make_checkpoint(1)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert check_checkpoint(folder) == manifest
+
+
 def test_a_file_that_was_added_later_does_no_harm(make_checkpoint):
     folder = make_checkpoint(1)
     (folder / "notes.txt").write_text("the good one")

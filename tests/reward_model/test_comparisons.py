@@ -29,6 +29,30 @@ def test_what_is_not_given_is_weight_one_margin_zero_unit_one_and_no_tier():
     assert len(comparisons) == 2
 
 
+@pytest.mark.parametrize("place", [{"device": "meta"}, "meta"])
+def test_all_fields_move_to_a_device_together(place):
+    comparisons = Comparisons(indices(0, 2), indices(1, 3), indices(0, 0))
+    moved = comparisons.to(**place) if isinstance(place, dict) else comparisons.to(place)
+    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+
+
+def test_a_move_leaves_every_field_with_its_values():
+    weights = torch.tensor([0.5, 2.0])
+    comparisons = Comparisons(
+        indices(0, 2), indices(1, 3), indices(4, 5), weights, weights + 1, weights + 2, indices(6, -1)
+    )
+    moved = comparisons.to("cpu")
+    assert {name: tensor.tolist() for name, tensor in vars(moved).items()} == {
+        "winner": [0, 2],
+        "loser": [1, 3],
+        "head": [4, 5],
+        "weight": [0.5, 2.0],
+        "margin": [1.5, 3.0],
+        "unit": [2.5, 4.0],
+        "tier": [6, -1],
+    }
+
+
 @pytest.mark.parametrize("field", ["loser", "head", "weight", "margin", "unit", "tier"])
 def test_a_field_of_another_length_is_refused_by_name(field):
     fields = {"winner": indices(0, 1), "loser": indices(1, 0), "head": indices(0, 0), field: torch.zeros(3).long()}

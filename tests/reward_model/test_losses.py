@@ -11,6 +11,7 @@ from alignkit.reward_model.comparisons import Comparisons, tiered_comparisons
 from alignkit.reward_model.losses import (
     bradley_terry_loss,
     center_penalty,
+    head_weight_vector,
     positive_regularizer,
     reward_objective,
 )
@@ -401,3 +402,27 @@ def test_the_centring_term_is_the_weighted_mean_square_of_the_sum_of_two_scores(
     comparisons = Comparisons(indices(0, 1), indices(1, 2), indices(0, 0), weight=torch.tensor([1.0, 3.0]))
     assert center_penalty(scores, comparisons).item() == pytest.approx((1.5**2 + 3 * 1.5**2) / 4)
     assert center_penalty(scores, comparisons, total_weight=8.0).item() == pytest.approx((1.5**2 + 3 * 1.5**2) / 8)
+
+
+# ---- Weights of the heads ----
+
+
+def test_heads_without_a_setting_or_uniform_ones_have_no_weights():
+    for setting in (None, "uniform"):
+        assert head_weight_vector(setting, ["a", "b"], {"a": 1.0, "b": 3.0}) is None
+
+
+def test_inverse_counts_give_every_head_the_same_say():
+    # W / (K W_h) with W = 4 and K = 2.
+    assert head_weight_vector("inverse_count", ["a", "b"], {"b": 3.0, "a": 1.0}).tolist() == pytest.approx([2, 2 / 3])
+
+
+def test_weights_by_name_stand_in_the_order_of_the_heads():
+    assert head_weight_vector({"b": 3, "a": 0.5}, ["a", "b"], {}).tolist() == [0.5, 3.0]
+
+
+def test_head_weights_that_name_other_heads_or_need_unknown_counts_are_refused():
+    with pytest.raises(ValueError, match=r"names \['a', 'c'\]; it must name exactly the heads \['a', 'b'\]"):
+        head_weight_vector({"c": 1.0, "a": 1.0}, ["a", "b"], {})
+    with pytest.raises(ValueError, match="head_weights='inverse_count' needs counts"):
+        head_weight_vector("inverse_count", ["a", "b"], {"a": 0.0, "b": 3.0})

@@ -168,6 +168,7 @@ def down(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
         (lambda prompts, completions, **_: [0.0, 0.0, math.nan], "returned nan for completion 2"),
         (lambda prompts, completions, **_: [math.inf, 0.0, 0.0], "returned inf for completion 0"),
         (lambda prompts, completions, **_: [0.0, "0.5", 0.0], "returned '0.5' for completion 1"),
+        (lambda prompts, completions, **_: [torch.zeros(2)] * 3, r"returned tensor\(\[0., 0.\]\) for completion 0"),
         (lambda prompts, completions, **_: [0.0, 0.0], "returned 2 rewards for 3 completions"),
         (lambda prompts, completions, **_: None, "returned None; return a list"),
         (lambda prompts, completions, **_: 0.5, "returned 0.5; return a list"),
@@ -180,6 +181,22 @@ def test_a_part_that_cannot_be_computed_is_an_error_with_its_name(place: str, pa
     parts = {"heuristic": politeness, "model": length_score} | {place: part}
     with pytest.raises(RewardPartError, match=f"^part '{place}' of the reward 'hybrid' {complaint}"):
         HybridReward(**parts)(None, TEXTS)
+
+
+def test_every_part_is_given_the_prompts_the_completions_and_the_columns() -> None:
+    seen: list[Any] = []
+
+    def looking(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+        seen.append((prompts, completions, columns))
+        return [0.0] * len(completions)
+
+    HybridReward(looking, looking)(["p"] * 3, TEXTS, answer=[1, 2, 3])
+    assert seen == [(["p"] * 3, TEXTS, {"answer": [1, 2, 3]})] * 2
+
+
+def test_one_text_in_the_place_of_a_list_is_refused() -> None:
+    with pytest.raises(TypeError, match="completions is the string 'please'; wrap it in a list"):
+        HybridReward(politeness, length_score)(None, "please")
 
 
 def test_rewards_may_be_tensors() -> None:

@@ -36,6 +36,22 @@ def test_a_pair_of_five_and_four_tokens_with_three_in_common_worked_by_hand():
     assert (packed.n_first, packed.n_whole, packed.lengths, packed.own) == (1, 1, (5, 4), (5, 1))
     assert packed.own_queries.tolist() == [[5]]
     assert packed.index.tolist() == [[2, 3, 4], [2, 5, 5]]
+    assert {tensor.dtype for tensor in vars(packed).values() if isinstance(tensor, torch.Tensor)} == {torch.int64}
+
+
+def test_rows_stand_by_how_much_of_them_is_their_own_and_half_is_enough_to_be_taken_whole():
+    alone, last = [1, 1, 1, 1, 1, 1], [2, 2, 2]  # share nothing with one before them
+    most, half = [1, 1, 3, 3, 3, 3], [1, 1, 7, 7]
+    few = [1, 1, 1, 1, 1, 2], [1, 1, 3, 3, 4, 4], [1, 1, 5]
+    packed = pack([last, half, *few, most, alone])
+    assert packed.lengths == (6, 3, 6, 4, 6, 6, 3)
+    assert packed.own == (6, 3, 4, 2, 1, 2, 1)
+    assert (packed.n_first, packed.n_whole) == (2, 4)
+    assert packed.own_queries.shape == (5, 4)
+
+
+def test_the_cost_of_a_row_is_linear_and_square_in_its_tokens():
+    assert RowCost(linear=2.0, attention=3.0)(4) == 8 + 48
 
 
 def test_tokens_of_one_prompt_are_the_prompt_and_every_completion():
@@ -80,6 +96,7 @@ def test_index_names_the_positions_asked_for_and_repeats_the_last():
 def test_rows_that_are_equal_have_their_tokens_once():
     packed = pack([P, P, P])
     assert sum(packed.own) == len(P) and len(packed.paths) == 1
+    assert packed.own_queries.shape == (0, 0) and packed.own_queries.dtype == torch.int64
     assert packed.index.tolist() == [list(range(40))] * 3
 
 
@@ -119,6 +136,26 @@ def test_no_packed_row_is_longer_than_the_limit_except_for_single_rows(limit):
         assert packed is not None and packed.input_ids.shape[1] <= limit
 
 
+def test_a_packed_row_may_be_exactly_as_long_as_the_limit():
+    assert pack([P + [1], P + [2]], max_packed_tokens=42).input_ids.shape == (1, 42)
+
+
+def pairs_of(sizes: list[int]) -> list[list[int]]:
+    """Two rows for each size, which are so many distinct tokens together; in the order in which rows are sorted."""
+    return [[100 + number] * (size - 2) + [end] for number, size in enumerate(sizes) for end in (1, 2)]
+
+
+def test_the_largest_groups_are_placed_first():
+    # Smallest first, 20 + 30 | 40 | 50 would take three rows; so would groups that join without a common token.
+    assert pack(pairs_of([20, 30, 40, 50]), max_packed_tokens=70).input_ids.shape == (2, 70)
+
+
+def test_an_odd_number_of_tokens_is_halved_upwards():
+    # 30 + 21 | 28 + 22: one row of 101 tokens costs more than two of 51, and three of 50 cost most.
+    packed = pack(pairs_of([21, 22, 28, 30]), cost=RowCost(linear=1.0, attention=1e-3))
+    assert packed.input_ids.shape == (2, 51)
+
+
 def test_where_attention_is_square_prompts_do_not_stand_in_one_row_and_completions_do():
     rows = [P + [1], P + [2], Q + [1], Q + [2], [*Q[:2], *P[::-1], 1], [*Q[:2], *P[::-1], 2]]
     packed = pack(rows, cost=SQUARE)
@@ -130,14 +167,14 @@ def test_where_attention_is_cheap_short_groups_fill_up_rows():
     rows = [tokens(size, seed) + [end] for seed, size in enumerate([200, 90, 90]) for end in (1, 2)]
     packed = pack(rows, cost=RowCost(linear=1.0, attention=1e-3))
     assert packed.input_ids.shape == (2, 202)
-    assert (packed.owner < 0).sum() == 2 * 202 - sum(packed.own) == 18
+    assert (packed.owner == -1).sum() == 2 * 202 - sum(packed.own) == 18
 
 
 def test_packed_rows_travel_between_processes_and_devices():
     packed = pack([P + [1], P + [2]])
     copy = pickle.loads(pickle.dumps(packed)).to("cpu")
     assert copy.lengths == packed.lengths and torch.equal(copy.paths, packed.paths)
-    assert packed.to("meta").input_ids.device.type == "meta"
+    assert packed.to("meta").input_ids.device.type == packed.to(device="meta").paths.device.type == "meta"
 
 
 def test_bad_rows_starts_and_limits_are_named():

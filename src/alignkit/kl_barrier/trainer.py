@@ -128,7 +128,7 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
         self._batches: list[dict[str, Any]] = []
         self._window: StepWindow | None = None
         self._micro_batch = 0
-        self._divergences = StepDivergences(self.processing_class, at_once=self.is_deepspeed_enabled)
+        self._kept_kl = StepDivergences(self.processing_class, at_once=self.is_deepspeed_enabled)
         self.begin_monitoring()
         self.add_callback(StepCallback(self.begin_monitoring, self.after_step))
 
@@ -162,7 +162,7 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
             self._find_states()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_batch, self._window = 0, None
-        self._divergences.begin(self.state.global_step + 1)
+        self._kept_kl.begin(self.state.global_step + 1)
         if not batches or self.barrier_weight == 0:
             return batches, num_items
         add_positions(batches)
@@ -206,21 +206,21 @@ class KLBarrierTrainer(SeveralAdapters, ReliableTraining, SFTTrainer):
         policy = AgainstReference(model, self._against(model, inputs, micro_batch), self.args.kl_direction)
         result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         nll, outputs = result if return_outputs else (result, None)
-        is_shut = self._window is not None and policy.against is None  # no KL has a gradient in this step
-        kl = self._window.kl[micro_batch] if is_shut else policy.output.kl
+        window = self._window if policy.against is None else None  # then no KL has a gradient in this step
+        kl = policy.output.kl if window is None else window.kl[micro_batch]
         barrier = self.compute_barrier(kl, inputs, micro_batch)
         # Where the parent had no count of the step's tokens, the Trainer divides by the number of micro-batches.
         scale = self._step.n_micro_batches if num_items_in_batch is None else 1
         term = barrier.value * (self.barrier_weight * scale)
         self._measure(nll, term, kl, barrier, policy.output, micro_batch)
-        loss = nll + term + self._divergences.keep(kl, inputs)
+        loss = nll + term + self._kept_kl.keep(kl, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _agree_to_go_on(self, model):
         try:
             super()._agree_to_go_on(model)
         except NonFiniteError as error:
-            self._divergences.check(str(error))  # a divergence that is no number is shown with its tokens
+            self._kept_kl.check(str(error))  # a divergence that is no number is shown with its tokens
             raise
 
     def _against(self, model: Any, inputs: Mapping[str, Any], micro_batch: int) -> HeadInput | None:
