@@ -24,7 +24,7 @@ endif
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help quickstart test test-slow lint format build docs bench bench-quick clean
+.PHONY: help quickstart test test-slow lint format build docs bench bench-quick compat mutation clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +71,16 @@ bench: $(INSTALLED_DEV)  ## measure everything against its peers; writes benchma
 bench-quick: $(INSTALLED_DEV)  ## whether every benchmark runs: toy shapes, nothing that stays
 	$(OFFLINE) $(BIN)/python benchmarks/run_all.py --quick
 
+compat: $(INSTALLED_DEV)  ## the contract tests with the lowest and the newest versions that are allowed
+	$(OFFLINE) $(BIN)/python tests/contract/compat.py
+
+mutation: $(INSTALLED_DEV)  ## change the pure modules one place at a time; writes benchmarks/results/mutation.json
+	$(PIP_INSTALL) -e ".[mutation]"
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m mutmut run --max-children 2 > mutation.log 2>&1
+	$(BIN)/python tests/mutation/report.py
+
 clean:  ## remove builds and caches; .venv stays
-	rm -rf build dist site .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site mutants mutation.log .compat .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

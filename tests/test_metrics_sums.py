@@ -18,9 +18,9 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def on_three_ranks(call: Any) -> list[Any]:
-    """What `call(rank, accelerator)` returns on each of three ranks, which are threads that wait for one another."""
-    everyone, given = threading.Barrier(3, timeout=10), [torch.empty(0)] * 3
+def on_ranks(n_ranks: int, call: Any) -> list[Any]:
+    """What `call(rank, accelerator)` returns on each of the ranks, which are threads that wait for one another."""
+    everyone, given = threading.Barrier(n_ranks, timeout=10), [torch.empty(0)] * n_ranks
 
     def on_rank(rank: int) -> Any:
         def gather(values: torch.Tensor) -> torch.Tensor:
@@ -31,13 +31,13 @@ def on_three_ranks(call: Any) -> list[Any]:
             return together
 
         try:
-            return call(rank, SimpleNamespace(num_processes=3, process_index=rank, gather=gather))
+            return call(rank, SimpleNamespace(num_processes=n_ranks, process_index=rank, gather=gather))
         except BaseException:
             everyone.abort()
             raise
 
-    with ThreadPoolExecutor(3) as ranks:
-        return list(ranks.map(on_rank, range(3)))
+    with ThreadPoolExecutor(n_ranks) as ranks:
+        return list(ranks.map(on_rank, range(n_ranks)))
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -143,15 +143,17 @@ OF_RANKS = [numbers(1.0, 2.0), numbers(), numbers(3.0, 4.0, 5.0)]
 
 
 def test_vectors_of_unequal_length_are_put_together_in_the_order_of_ranks():
-    found = on_three_ranks(lambda rank, accelerator: gather_ragged(accelerator, OF_RANKS[rank]).tolist())
-    assert found == [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3
+    for n_ranks, expected in ((2, [1.0, 2.0]), (3, [1.0, 2.0, 3.0, 4.0, 5.0])):
+        found = on_ranks(n_ranks, lambda rank, accelerator: gather_ragged(accelerator, OF_RANKS[rank]).tolist())
+        assert found == [expected] * n_ranks
 
 
 def test_each_rank_sees_what_stands_before_and_behind_its_own():
-    found = on_three_ranks(
-        lambda rank, accelerator: [part.tolist() for part in gather_around(accelerator, OF_RANKS[rank])]
-    )
-    assert found == [[[], [3.0, 4.0, 5.0]], [[1.0, 2.0], [3.0, 4.0, 5.0]], [[1.0, 2.0], []]]
+    def around(rank: int, accelerator: Any) -> list[list[float]]:
+        return [part.tolist() for part in gather_around(accelerator, OF_RANKS[rank])]
+
+    assert on_ranks(2, around) == [[[], []], [[1.0, 2.0], []]]
+    assert on_ranks(3, around) == [[[], [3.0, 4.0, 5.0]], [[1.0, 2.0], [3.0, 4.0, 5.0]], [[1.0, 2.0], []]]
 
 
 def test_a_rank_alone_has_itself_and_nothing_around(accelerator):
@@ -184,4 +186,4 @@ def test_sums_are_added_and_extremes_compared_over_ranks():
         sums.add_extremes("y", numbers(-float(rank)), numbers(float(rank)))
         return sums.pop(accelerator)
 
-    assert on_three_ranks(metrics_of) == [{"x": [3 / 6], "min_y": [-2.0], "max_y": [2.0]}] * 3
+    assert on_ranks(3, metrics_of) == [{"x": [3 / 6], "min_y": [-2.0], "max_y": [2.0]}] * 3

@@ -138,7 +138,8 @@ def table(results: dict) -> str:
     tested = {results[end]["versions"]["torch"].split("+")[0] for end in ends}
     bound = lowest()["torch"]
     if not any(version == bound or version.startswith(f"{bound}.") for version in tested):
-        text += f"\nNot tested: torch {bound}; `--torch {bound}.0` does, where the index has a build of it for the CPU.\n"
+        way = f"`--torch {bound}.0` does, where the index has a build of it for the CPU"
+        text += f"\nNot tested: torch {bound}; {way}.\n"
     return text
 
 

@@ -20,6 +20,7 @@ from alignkit.stages.spec import read_stages
 from alignkit.stages.task import StagedTask
 from alignkit.tasks.toy import byte_tokenizer, tiny_causal_lm, tiny_sequence_classifier
 from tests.evaluation.judge_server import Answer, asked, serving
+from tests.faults.trainings import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +194,8 @@ def test_every_relative_link_leads_somewhere(document):
 
 
 def test_every_page_with_code_has_a_test_that_runs_it():
-    named = re.findall(r'python_blocks\("([^"]+)"\)', Path(__file__).read_text())
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    named = re.findall(r'"((?:docs/)?[\w/]+\.md)"', tests)
     assert [page for page in PAGES if python_blocks(page) and page not in named] == []
 
 
@@ -234,6 +236,15 @@ def test_the_code_and_the_file_of_the_stages_page_work(tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     read = read_stages(tmp_path / "spec.yaml")
     assert list(read.arms) == ["sft", "sft_rl"] and read.stages["rl"].training["num_iterations"] == 4
+
+
+def test_the_code_of_the_reliability_page_resumes_and_checks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_trainer("reward", Path("out")).train()
+    (tmp_path / "out" / "checkpoint-7" / "optimizer.pt").unlink()
+    for block in python_blocks("docs/reliability.md"):
+        exec(block, {"trainer": make_trainer("reward", Path("out"))})
+    assert capsys.readouterr().out.splitlines()[-1] == str(Path("out", "checkpoint-8"))
 
 
 def test_the_code_and_the_files_of_the_sweeps_page_work(tmp_path, capsys):

@@ -9,7 +9,6 @@ from tests.dpo.run_training import train_to_the_end
 from tests.killed import kill_after_step_5
 
 RUN = Path(__file__).parent / "run_training.py"
-SLOW = pytest.mark.slow
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
@@ -17,15 +16,9 @@ def trained(trainer) -> dict[str, torch.Tensor]:
     return state | {f"reference.{name}": value for name, value in trainer.reference.state_dict().items()}
 
 
+@pytest.mark.slow  # tests/faults has one such run of every trainer in the default tier
 @pytest.mark.parametrize(
-    "run",
-    [
-        "target_of_moving_reference",
-        pytest.param("dynamic_with_dropout", marks=SLOW),
-        pytest.param("moving_copy", marks=SLOW),
-        pytest.param("precomputed", marks=SLOW),
-        pytest.param("shared", marks=SLOW),
-    ],
+    "run", ["target_of_moving_reference", "dynamic_with_dropout", "moving_copy", "precomputed", "shared"]
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
     kill_after_step_5(RUN, tmp_path / "killed", run)
@@ -35,14 +28,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, run):
     assert expected.keys() == found.keys() and len(expected) > 0
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
-    logs = [
-        [
-            {key: value for key, value in entry.items() if key != "num_tokens"}  # TRL counts from 0 again
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ]
-        for trainer in (resumed, whole)
-    ]
+    logs = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in (resumed, whole)]
     assert logs[0] == logs[1] and len({entry["beta"] for entry in logs[0]}) > (run != "precomputed")
 
 

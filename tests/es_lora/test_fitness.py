@@ -331,3 +331,8 @@ def test_the_first_order_is_the_one_of_every_release():
 def test_an_impossible_cycle_is_refused(numbers):
     with pytest.raises(ValueError, match="at least 1, 1 and 0"):
         step_indices(*numbers, seed=0)
+
+
+def test_one_member_has_no_variance_that_could_be_told():
+    found = signal_to_noise(rewards_of(1.0, 1.0)[:1])
+    assert all(math.isnan(value) for value in (found.between, found.within, found.ratio))

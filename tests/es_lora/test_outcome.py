@@ -1,9 +1,11 @@
 """What a step does with its rewards."""
 
+import math
+
 import torch
 
-from alignkit.es_lora.fitness import shape_fitness
-from alignkit.es_lora.outcome import step_outcome
+from alignkit.es_lora.fitness import SignalToNoise, shape_fitness
+from alignkit.es_lora.outcome import PERCENTILES, Outcome, step_outcome
 
 
 def test_a_step_whose_pairs_all_tie_moves_nothing_though_members_differ():
@@ -31,3 +33,31 @@ def test_a_shaping_sees_members_on_each_prompt_with_the_lowest_in_place_of_one_t
     )
     assert seen == [([2.5, 2.5, 2.5], [[1.0, 4.0], [1.0, 2.0], [3.0, 2.0]])]
     assert (outcome.failed, outcome.moves) == (1, False)
+
+
+def test_the_record_of_a_step_holds_plain_numbers_of_the_members_that_did_not_fail():
+    nan = torch.nan
+    fitness = torch.tensor([*range(101), nan], dtype=torch.float64)
+    record = Outcome(fitness, torch.zeros(102), 7.0, 1, False, SignalToNoise(1.0, 2.0, 0.5, "ok")).record()
+    assert {key: value for key, value in record.items() if key != "fitness"} == {
+        "mean": 50.0,
+        "std": math.sqrt((101**2 - 1) / 12),
+        "best": 100.0,
+        "best_member": 100,
+        "centre": 7.0,
+        "percentiles": {str(level): float(level) for level in PERCENTILES},
+        "failed": 1,
+        "signal_to_noise": 0.5,
+        "verdict": "ok",
+    }
+    assert record["fitness"][:101] == list(range(101)) and math.isnan(record["fitness"][101])
+
+
+def test_a_step_in_which_every_member_failed_has_a_record_without_numbers():
+    nan = torch.nan
+    record = Outcome(
+        torch.full((2,), nan), torch.zeros(2), 7.0, 2, False, SignalToNoise(nan, nan, nan, "unknown")
+    ).record()
+    assert all(math.isnan(record[key]) for key in ("mean", "std", "best", "signal_to_noise"))
+    assert [*record["percentiles"]] == [*map(str, PERCENTILES)]
+    assert all(map(math.isnan, record["percentiles"].values()))

@@ -24,7 +24,9 @@ def killed_in_step_6(output: Path, name: str) -> None:
     assert done.returncode == -9, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", ["both", "momentum", pytest.param("lowrank", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["both", *(pytest.param(name, marks=pytest.mark.slow) for name in ("momentum", "lowrank"))]
+)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, name):
     killed_in_step_6(tmp_path / "killed", name)
     folder = tmp_path / "killed" / name

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from alignkit.evaluation.statistics import (
+    SeedSpread,
     bootstrap_interval,
     cohens_d,
     compare_over_seeds,
@@ -17,6 +18,7 @@ from alignkit.evaluation.statistics import (
     noise_band,
     paired_comparison,
     paired_differences,
+    seed_spread,
     sign_test,
     wilson_interval,
 )
@@ -213,3 +215,55 @@ def test_the_noise_band_of_five_baselines() -> None:
     assert noise_band([1.0, 1.0, 1.0]) == 0
     with pytest.raises(ValueError, match="at least 3 seeds"):
         noise_band([1.0, 2.0])
+
+
+def test_the_spread_over_seeds_is_pooled_over_groups_and_two_seeds_are_enough() -> None:
+    # Squares 2 and 8 about the means of their groups, over 1 + 2 degrees of freedom.
+    assert seed_spread([[1.0, 3.0], [0.0, 2.0, 4.0], [9.0], []]) == SeedSpread(math.sqrt(10 / 3), 3)
+    assert seed_spread([[1.0, 3.0]]) == SeedSpread(math.sqrt(2), 1)
+    assert seed_spread([[1.0], [2.0], []]) is None
+
+
+def test_successes_may_be_beyond_their_bounds_by_rounding_alone() -> None:
+    assert wilson_interval(10 + 5e-10, 10) == wilson_interval(10, 10)
+    assert wilson_interval(-5e-10, 10) == wilson_interval(0, 10)
+    for successes in (-1e-6, 10.000001):
+        with pytest.raises(ValueError, match=rf"{successes} of 10 is no proportion"):
+            wilson_interval(successes, 10)
+
+
+def test_mcnemar_reads_the_scores_of_ids_and_not_the_ids() -> None:
+    assert mcnemar_test({"x": 1, "y": 0}, {"y": 0, "x": 0}) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [-0.01, 1.01, math.nan])
+def test_what_is_no_probability_is_not_adjusted(wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"p={wrong} is no probability"):
+        holm([0.5, wrong])
+
+
+def test_the_interval_of_pairs_is_the_bootstrap_of_their_differences_with_the_same_settings() -> None:
+    b = [1.0, 4.0, 2.0, 8.0, 5.0]
+    compared = paired_comparison([0.0] * 5, b, n_resamples=100, seed=3)
+    assert compared.interval == bootstrap_interval(np.array(b), n_resamples=100, seed=3)
+    assert compared.interval != bootstrap_interval(np.array(b), n_resamples=100, seed=0)
+    many = np.arange(50.0) ** 1.5  # whose means are all different
+    assert bootstrap_interval(many) == bootstrap_interval(many, n_resamples=10_000, seed=0)
+    assert paired_comparison([0.0, 0.0], [1.0, 1.0], n_resamples=100).n == 2
+
+
+def test_the_p_over_seeds_counts_the_draws_on_the_other_side_and_one_more() -> None:
+    fixed = SeedSpread(0.0, 1)  # no spread over seeds: every draw is the mean of a resample
+    shifted = compare_over_seeds([([0.0, 0.0], [0.25, 0.25])], spread=fixed, n_resamples=199)
+    assert (shifted.p, shifted.mean_difference, shifted.n) == (2 / 200, 0.25, 2)
+    same = compare_over_seeds([([1.0, 2.0], [1.0, 2.0])], spread=fixed, n_resamples=199)
+    assert (same.p, same.mean_difference) == (1.0, 0.0)
+
+
+def test_seeds_with_other_items_or_with_ids_in_one_alone_are_an_error() -> None:
+    with pytest.raises(ValueError, match="2 scores cannot be paired with 3"):
+        compare_over_seeds([([0.0, 1.0], [1.0, 1.0]), ([0.0] * 3, [1.0] * 3)])
+    ids, places = ({"x": 0.0, "y": 1.0}, {"x": 1.0, "y": 1.0}), ([0.0, 1.0], [1.0, 1.0])
+    for pairs in ([ids, places], [places, ids]):
+        with pytest.raises(ValueError, match="one side has item ids and the other has none"):
+            compare_over_seeds(pairs)

@@ -222,6 +222,7 @@ def test_no_hostile_text_takes_long(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 22 texts, on a machine with other work
 @pytest.mark.parametrize("name", [name for name in [*PROPORTIONS, *READERS] if name not in BY_PACKAGES])
 def test_a_million_characters_take_seconds(name):
     read = (PROPORTIONS | READERS)[name]

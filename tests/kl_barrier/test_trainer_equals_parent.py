@@ -73,7 +73,7 @@ def test_weight_0_trains_bit_identically_to_the_parent(train_both, with_lora, se
 
 @pytest.mark.filterwarnings("ignore:.*(flash|Packing|packing|attention).*")
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
-@pytest.mark.parametrize("scope", ["sequence", "step"])
+@pytest.mark.parametrize("scope", ["sequence", pytest.param("step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
 def test_a_gate_that_stays_shut_trains_as_the_parent_does(train_both, with_lora, scope, settings):
     ours, parent = train_both({"tau_nats": 1e6, "aggregate_scope": scope}, with_lora, **settings)

@@ -50,7 +50,7 @@ def main() -> None:
             changed = [line for line in get_diff_for_mutant(name).splitlines()[2:] if line[:1] in ("+", "-")]
             print(f"{by_name[name]}: {name}", *changed, sep="\n")
     written = {"mutmut": version("mutmut"), "modules": dict(sorted(modules.items()))}
-    RESULTS.write_text(json.dumps(written, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{'module':<40} mutants  killed  timeout  survived")
     for module, row in written["modules"].items():
         print(f"{module:<40} {row['mutants']:7} {row['killed']:7} {row['timeout']:8} {len(row['survived']):9}")

@@ -426,3 +426,49 @@ def test_head_weights_that_name_other_heads_or_need_unknown_counts_are_refused()
         head_weight_vector({"c": 1.0, "a": 1.0}, ["a", "b"], {})
     with pytest.raises(ValueError, match="head_weights='inverse_count' needs counts"):
         head_weight_vector("inverse_count", ["a", "b"], {"a": 0.0, "b": 3.0})
+
+
+# ---- What is trained ----
+
+
+def test_the_objective_hands_on_every_weight_that_it_is_given():
+    scores = torch.tensor([[1.0, -0.5], [0.25, 2.0], [-1.0, 0.5]])
+    comparisons = Comparisons(indices(0, 1), indices(1, 2), indices(0, 1))
+    heads, head_weights, weights = indices(0, 1), torch.tensor([2.0, 3.0]), torch.tensor([0.5, 0.125])
+    whole = reward_objective(
+        scores,
+        comparisons,
+        indices(0, 1),
+        heads,
+        head_weights=head_weights,
+        regularizer="center",
+        regularizer_weight=0.1,
+        center_coefficient=0.01,
+        total_weight=8.0,
+        positive_weight=weights,
+    )
+    # Gaps 0.75 and 1.5; positives' own scores 1 and 2; sums of the pairs' scores 1.25 and 2.5.
+    bradley_terry = (2 * softplus(-0.75) + 3 * softplus(-1.5)) / 8
+    regularizer, centre = 0.5 * 1 + 0.125 * 4, (1.25**2 + 2.5**2) / 8
+    assert whole.loss.item() == pytest.approx(bradley_terry + 0.1 * regularizer + 0.01 * centre, rel=1e-6)
+
+
+def test_a_regularizer_without_a_weight_adds_nothing_and_follows_the_reduction():
+    scores = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    comparisons = Comparisons(indices(0, 2), indices(3, 3), indices(0, 1))
+    positive, heads = indices(0, 1, 2), indices(0, 0, 1)
+    alone = bradley_terry_loss(scores, comparisons).loss
+    assert reward_objective(scores, comparisons, positive, heads, regularizer="center").loss == alone
+    # The squares 1, 9 and 4: their mean, and the mean of the heads' means 5 and 4.
+    for reduction, mean in (("comparisons", 14 / 3), ("active_heads", 4.5)):
+        alone = bradley_terry_loss(scores, comparisons, reduction=reduction).loss
+        whole = reward_objective(
+            scores,
+            comparisons,
+            positive,
+            heads,
+            reduction=reduction,
+            regularizer="center",
+            regularizer_weight=1.0,
+        )
+        assert (whole.loss - alone).item() == pytest.approx(mean)

@@ -22,7 +22,8 @@ def finish(output: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("data", [pytest.param("pairs", marks=pytest.mark.slow), "tiers"])
+@pytest.mark.slow  # tests/faults has one such run of every trainer in the default tier
+@pytest.mark.parametrize("data", ["pairs", "tiers"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, data):
     finish(tmp_path / "whole", "--data", data)
     arguments = command(tmp_path / "killed", "--data", data, "--wait-after", "5")

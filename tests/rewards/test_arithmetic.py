@@ -177,6 +177,7 @@ def test_characters_numbers_and_bits_are_bounded() -> None:
     assert evaluate_expression("+".join(["1"] * (MAX_NUMBERS + 1))) is None
     largest = 2**MAX_BITS - 1
     assert evaluate_expression(str(largest)) == largest
+    assert evaluate_expression(f"{largest}*1") == largest
     assert evaluate_expression(str(largest + 1)) is None
     assert evaluate_expression(f"{largest}+1-1") is None
     assert evaluate_expression(f"1/{largest}") == Fraction(1, largest)
@@ -246,7 +247,7 @@ def test_any_text_gives_a_fraction_or_none_and_numbers_whenever_it_gives_a_value
 @pytest.mark.parametrize("text", [None, 7, b"1+2", ["1+2"], 1.5])
 def test_what_is_no_string_is_refused_in_words(text: object) -> None:
     for function in (evaluate_expression, numbers_used, parse_expression):
-        with pytest.raises(TypeError, match="give the expression as a string"):
+        with pytest.raises(TypeError, match=f", a {type(text).__name__}; give the expression as a string"):
             function(text)
 
 

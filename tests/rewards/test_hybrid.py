@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from alignkit.rewards.hybrid import HybridReward
-from alignkit.rewards.parts import RewardPartError
+from alignkit.rewards.parts import RewardPartError, RewardParts
 from alignkit.rewards.standardize import RunningStandardizer
 
 
@@ -210,6 +210,8 @@ def test_rewards_may_be_tensors() -> None:
         ({"heuristic_weight": -0.5}, "heuristic_weight=-0.5 must be"),
         ({"model_weight": math.inf}, "model_weight=inf must be"),
         ({"heuristic_weight": 0, "model_weight": 0}, "are both 0"),
+        ({"model_weight": "0.5"}, "model_weight='0.5' must be"),
+        ({"model_weight": True}, "model_weight=True must be"),
         ({"clip": 0}, "clip=0 would make every reward 0"),
         ({"clip": -1.0}, r"clip=-1\.0 must be"),
     ],
@@ -222,6 +224,12 @@ def test_bad_settings_are_errors_that_name_them(settings: dict[str, Any], compla
 def test_a_part_that_cannot_be_called_is_an_error() -> None:
     with pytest.raises(TypeError, match="part 'model' of hybrid is 'some/model', which cannot be called"):
         HybridReward(politeness, "some/model")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("functions", [{}, {"": politeness}, {1: politeness}])
+def test_parts_without_a_name_are_an_error(functions: dict[Any, Any]) -> None:
+    with pytest.raises(ValueError, match=r"the parts of mine are .*; give at least one, each with a name"):
+        RewardParts("mine", functions)
 
 
 def test_no_completions_get_no_rewards() -> None:

@@ -197,13 +197,11 @@ def compare_over_seeds(
     first, rows = pairs[0][0], []
     for a, b in pairs:
         differences = paired_differences(a, b)
+        paired_differences(first, a)  # raises where the seeds have other items
         if isinstance(first, Mapping) and isinstance(a, Mapping):
             place = dict(zip(a, differences, strict=True))
-            paired_differences(first, a)  # raises where the seeds have other items
             differences = np.array([place[item] for item in first])
         rows.append(differences)
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"the seeds have {', '.join(str(len(row)) for row in rows)} items; they must share them")
     matrix = np.stack(rows)  # (S, n)
     per_item, per_seed = matrix.mean(axis=0), matrix.mean(axis=1)
     spread = spread or SeedSpread(float(per_seed.std(ddof=1)), len(pairs) - 1)

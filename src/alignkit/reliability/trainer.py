@@ -164,29 +164,27 @@ class ReliableTraining:
         parameters = model.parameters() if self.accelerator.scaler is None else ()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         is_good = torch.isfinite(loss) & are_finite(gradients, loss.device)
-        is_asked = torch.tensor(self._termination.is_asked).to(loss.device, non_blocking=True)
-        flags = torch.stack([~is_good, is_asked]).float()
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, "sum")
-        n_bad, n_asked = flags.tolist()
-        if n_bad:
+        is_free = torch.tensor(not self._termination.is_asked).to(loss.device, non_blocking=True)
+        n_good, n_free = self._sum_over_ranks(torch.stack([is_good, is_free]).float()).tolist()
+        if n_good < self.accelerator.num_processes:
             raise NonFiniteError(
                 f"step {self.state.global_step + 1}: {describe(self.model, loss.item())}"
                 + (f" (on rank {self.args.process_index})" if self.accelerator.num_processes > 1 else "")
                 + "; the optimiser has not touched the weights in this step"
             )
-        self._is_ending = n_asked > 0
+        self._is_ending = n_free < self.accelerator.num_processes
 
     def _refuse_bad_weights(self: Any, when: str) -> None:
         trained = (parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad)
-        is_bad = (~are_finite(trained, self.args.device)).float()
-        if self.accelerator.num_processes > 1:
-            is_bad = self.accelerator.reduce(is_bad, "sum")
-        if is_bad.item():
+        n_good = self._sum_over_ranks(are_finite(trained, self.args.device).float()).item()
+        if n_good < self.accelerator.num_processes:
             name = first_not_finite(self.model.named_parameters()) or "on another rank"
             raise NonFiniteError(
                 f"step {self.state.global_step}: {when} a weight is not finite: {name}; it is not saved"
             )
+
+    def _sum_over_ranks(self: Any, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
 
     # ---- Checkpoints ----
 
