@@ -84,7 +84,7 @@ def refused_pickles_named(folder: str | Path | None, *names: str) -> Iterator[No
     """Let a pickle that torch refuses, because it could run code, be an error that names the files it may be in.
 
     Raises:
-        ValueError
+        ValueError: torch refused one; nothing of it was run.
     """
     try:
         yield

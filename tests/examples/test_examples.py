@@ -171,3 +171,12 @@ def test_two_cpu_processes_that_accelerate_does_not_start_are_an_error(tmp_path)
     process = launch("reward_quickstart", "--steps", "2", "--output", str(tmp_path), processes=2)
     assert process.returncode != 0
     assert "CPU processes were asked for but this one trains alone" in process.stderr
+
+
+@pytest.mark.parametrize("example", ["barrier_sft", "es_conciseness"])
+def test_an_example_on_data_asked_for_two_cpu_processes_writes_nothing(example, data_dir, tmp_path):
+    folder = tmp_path / "out"
+    process = launch(example, "--output_dir", str(folder), processes=2, ALIGNKIT_DATA=str(data_dir))
+    assert process.returncode != 0
+    assert "CPU processes were asked for but this one trains alone" in process.stderr
+    assert not folder.exists()

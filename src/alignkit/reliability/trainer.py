@@ -157,7 +157,7 @@ class ReliableTraining:
         """Stop every rank if the loss or a gradient of one is not finite; note where one was asked to end.
 
         Raises:
-            NonFiniteError
+            NonFiniteError: on every rank, with what this one sees.
         """
         loss = self._tr_loss
         # A scaler skips the steps whose float16 gradients overflow. DeepSpeed shows no gradients.

@@ -143,7 +143,7 @@ def check_base_has_name(model: PreTrainedModel | PeftModel) -> None:
     """Refuse an adapter on a base model made in code that is to be sharded, whose weights no process could write.
 
     Raises:
-        ValueError
+        ValueError: the base model has no name or folder to be loaded from again.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else None
     if base is not None and not base.config._name_or_path:
