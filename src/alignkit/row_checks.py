@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
+from peft.utils import AuxiliaryTrainingWrapper
 
 STANDARD_ROLES = ("system", "developer", "user", "assistant", "tool")
 ROWS_PER_CHUNK = 10_000
@@ -163,7 +164,10 @@ def check_token_ids(
     """
     if not isinstance(dataset, Dataset):
         return
-    n_embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, AuxiliaryTrainingWrapper):  # of PEFT, around one of which some tokens are trained
+        embeddings = embeddings.original_module
+    n_embeddings = embeddings.num_embeddings
     present = [name for name in columns if name in dataset.column_names]
     start = 0
     selected = dataset.select_columns([*present, *([numbers] if numbers else [])])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+PAGE = Path(__file__).parents[2] / "docs/scale.md"
 
 
 def test_every_row_that_the_arithmetic_prints_stands_in_a_table_of_the_page(capsys):

@@ -33,7 +33,7 @@ def write_touching_pickle(path: Path, marker: Path, *, in_zip: bool = True) -> N
         torch.save(value, content)
         torch.load(BytesIO(content.getvalue()), weights_only=False)
     else:
-        pickle.dump(value, content)
+        pickle.dump(value, content, protocol=2)  # which torch.load would take
         pickle.loads(content.getvalue())
     if not marker.exists():
         raise RuntimeError("the pickle touches nothing where it is loaded")

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 SAVING = ".saving"  # holds the checkpoint that is being written
 TRAINER_STATE = "trainer_state.json"
+CONFIG = "config.json"  # which the Trainer reads for the version that it was saved by
 WEIGHTS = (
     "adapter_model.safetensors",
     "model.safetensors",
@@ -56,12 +57,13 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any] | None:
         raise FileNotFoundError(f"{folder} is no folder, so it is no checkpoint")
     manifest = check_manifest(folder) if (folder / MANIFEST).is_file() else None
     state = folder / TRAINER_STATE
-    try:
-        read_json(state)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{state} is missing: the checkpoint was not written to its end") from error
-    except ValueError as error:
-        raise DamagedCheckpointError(f"{state} is damaged: {error}") from error
+    if not state.is_file():
+        raise DamagedCheckpointError(f"{state} is missing: the checkpoint was not written to its end")
+    for path in filter(Path.is_file, (state, folder / CONFIG)):
+        try:
+            read_json(path)
+        except ValueError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
     for what, names in NEEDED.items():
         if not any(any(folder.glob(name)) for name in names):
             raise DamagedCheckpointError(
