@@ -18,7 +18,6 @@ _OF_EVERY_TRAINER = {
     "_save_checkpoint": "self, model, trial",
     "evaluation_loop": "self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix",
     "log": "self, logs, start_time",
-    "save_model": "self, output_dir, _internal_call",
     "train": "self, resume_from_checkpoint, trial, ignore_keys_for_eval",
 }
 _OF_TRL = {
@@ -40,6 +39,7 @@ OVERRIDDEN: dict[str, dict[str, str | None]] = {
         "_prepare_dataset": "self, dataset, processing_class, args, dataset_name",
         "_set_signature_columns_if_needed": "self",
         "create_model_card": "self, model_name, dataset_name, tags",
+        "save_model": "self, output_dir, _internal_call",
     },
     "SFTTrainer": {
         **_OF_EVERY_TRAINER,
@@ -70,6 +70,7 @@ OVERRIDDEN: dict[str, dict[str, str | None]] = {
         "get_eval_dataloader": "self, eval_dataset",
         "get_total_train_batch_size": "self, args",
         "get_train_dataloader": "self",
+        "save_model": "self, output_dir, _internal_call",
         "training_step": "self, model, inputs, num_items_in_batch",
     },
 }

@@ -8,6 +8,7 @@ Differences from TRL's `DPOTrainer` (1.16):
 5. Prompts and completions are cut separately, and no pair is dropped for its length.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -293,12 +294,8 @@ class ScheduledDPOTrainer(SeveralAdapters, ReliableTraining, DPOTrainer):
         if "beta" not in self._signature_columns:
             self._signature_columns.append("beta")
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None:  # `push_to_hub` names no folder: it publishes the model alone
-            checkpoints.save_state(output_dir, self._control, self.reference, should_save=self.args.should_save)
+    def save_own_state(self, folder: Path) -> None:
+        checkpoints.save_state(folder, self._control, self.reference, should_save=self.args.should_save)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:  # here and not with the model, which DeepSpeed loads by itself
-            checkpoints.load_state(checkpoint, self._control, self.reference)
+    def load_own_state(self, checkpoint: Path) -> None:
+        checkpoints.load_state(checkpoint, self._control, self.reference)

@@ -104,6 +104,12 @@ class ReliableTraining:
     def before_training(self, checkpoint: str | None) -> None:
         """Called before every training with the checkpoint that it goes on from. Override it at will."""
 
+    def save_own_state(self, folder: Path) -> None:
+        """Write what a subclass needs besides the parent's files into a checkpoint. Called on every rank."""
+
+    def load_own_state(self, checkpoint: Path) -> None:
+        """Take up what `save_own_state` wrote. Called on every rank, after the optimiser and the schedule."""
+
     def _checked(self: Any, asked: str | bool | None) -> str | None:
         """The checkpoint to go on from, which the first process has looked at on behalf of all."""
         if asked is None or asked is False:
@@ -205,6 +211,7 @@ class ReliableTraining:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # of the Trainer
             self._is_saving = False
             self._write_what_the_parent_leaves_out(written, checkpoint)
+            self.save_own_state(written)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 publish(written, checkpoint, world_size=args.world_size)
@@ -258,5 +265,8 @@ class ReliableTraining:
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
         with refused_pickles_named(checkpoint, "optimizer.*", "scheduler.pt"):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # of the Trainer
-        if checkpoint is not None and (Path(checkpoint) / COUNTS_FILE).is_file():
+        if checkpoint is None:
+            return
+        if (Path(checkpoint) / COUNTS_FILE).is_file():
             self._total_train_tokens = read_json(Path(checkpoint) / COUNTS_FILE)["num_tokens"]
+        self.load_own_state(Path(checkpoint))  # here and not with the model, which DeepSpeed loads by itself
