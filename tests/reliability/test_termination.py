@@ -34,12 +34,17 @@ def test_a_handler_of_the_users_stays():
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 in a process with threads
 def test_a_process_forked_within_it_ends_at_the_first_signal():
     with Termination().heeded():
+        ready, is_ready = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(is_ready, b"1")  # before which Python would forget the signal: it clears those of its parent
             while True:  # and not signal.pause(), before which the signal may arrive
                 time.sleep(0.01)
+        os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         status = os.waitpid(child, 0)[1]
+    os.close(ready)
+    os.close(is_ready)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
 
 
