@@ -24,7 +24,7 @@ endif
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help quickstart test test-slow lint format build docs bench bench-quick compat mutation clean
+.PHONY: help quickstart test test-slow lint format build docs bench bench-quick gpu compat mutation clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench: $(INSTALLED_DEV)  ## measure everything against its peers; writes benchma
 
 bench-quick: $(INSTALLED_DEV)  ## whether every benchmark runs: toy shapes, nothing that stays
 	$(OFFLINE) $(BIN)/python benchmarks/run_all.py --quick
+
+gpu: $(INSTALLED_DEV)  ## on a machine with a GPU: its tests, then every benchmark at the shapes of one
+	$(PYTEST) -m gpu
+	$(OFFLINE) $(BIN)/python benchmarks/run_all.py
 
 compat:  ## the contract tests with the lowest and the newest allowed versions, in environments of their own
 	$(PYTHON) tests/contract/compat.py

@@ -30,10 +30,10 @@ def on_ranks(item: pytest.Item) -> bool:
     return "two_ranks" in getattr(item, "fixturenames", ())
 
 
-def launch(folder: Path, runs: list[str], config: Path, *, python: str = sys.executable) -> None:
-    """Train on two ranks through `accelerate launch`, or fail with what the processes said."""
+def launch(folder: Path, runs: list[str], config: Path, *, python: str = sys.executable, n_processes: int = 2) -> None:
+    """Train on ranks through `accelerate launch`, or fail with what the processes said."""
     command = [python, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config)]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(folder), *runs]
+    command += ["--num_processes", str(n_processes), "--main_process_port", "0", str(SCRIPT), str(folder), *runs]
     # Of a file: a pipe would fill up, or be kept open by a process that is left over.
     with (folder / "output.txt").open("w") as output:
         done = subprocess.run(
