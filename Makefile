@@ -72,7 +72,7 @@ bench-quick: $(INSTALLED_DEV)  ## whether every benchmark runs: toy shapes, noth
 	$(OFFLINE) $(BIN)/python benchmarks/run_all.py --quick
 
 gpu: $(INSTALLED_DEV)  ## on a machine with a GPU: its tests, then every benchmark at the shapes of one
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu --junit-xml=benchmarks/results/gpu_tests.xml
 	$(OFFLINE) $(BIN)/python benchmarks/run_all.py
 
 compat:  ## the contract tests with the lowest and the newest allowed versions, in environments of their own

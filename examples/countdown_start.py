@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from alignkit.reliability import check_process_count
 from alignkit.tasks.countdown import CountdownReward, countdown_trace, generate_countdown
 
 Rows = list[dict[str, Any]]
@@ -125,6 +126,7 @@ def taught_model(rows: Rows, folder: Path, *, seed: int, steps: int, use_cpu: bo
         report_to="none",
         disable_tqdm=True,
     )
+    check_process_count(args.device, args.world_size)
     trainer = SFTTrainer(
         small_model(tokenizer, seed),
         args,

@@ -18,6 +18,7 @@ docs/experiments/dpo_tables.md. Of the rates 2e-4, 3e-4 and 1e-3, tried on anoth
 none helped either.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 from alignkit.cli import main as alignkit
 from alignkit.experiments.experiment import Experiment
 from alignkit.experiments.spec import read_experiment
+from alignkit.reliability import check_process_count
 from alignkit.tasks.tables_lessons import LESSONS, lesson_rows
 from alignkit.tasks.tables_model import tables_model, tables_tokenizer
 
@@ -89,6 +91,7 @@ def teach_start_model(folder: Path, seed: int, share: float) -> None:
         gradient_checkpointing=False,
         seed=seed,
     )
+    check_process_count(args.device, args.world_size)
     rows = lesson_rows(tokenizer, lessons=lessons, seed=seed)
     model = tables_model(tokenizer, seed)
     SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer).train()
@@ -96,7 +99,7 @@ def teach_start_model(folder: Path, seed: int, share: float) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def main(script: ScriptArguments) -> None:
+def main(script: ScriptArguments) -> int:
     torch.set_num_threads(1)
     folder = Path(script.output_dir)
 
@@ -127,8 +130,8 @@ def main(script: ScriptArguments) -> None:
 
     # 3. What it shows
     report = script.report or str(folder / "report.md")
-    alignkit(["report", str(folder / "results.jsonl"), "-o", report, "--title", "DPO on generated tables"])
+    return alignkit(["report", str(folder / "results.jsonl"), "-o", report, "--title", "DPO on generated tables"])
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments,)).parse_args_and_config())
+    sys.exit(main(*TrlParser((ScriptArguments,)).parse_args_and_config()))

@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import alignkit
 from alignkit import versions
 from alignkit.command_line.environment import environment
-from alignkit.versions import ALLOW_UNTESTED_TRL, UntestedVersionError, check_versions, untested_packages
+from alignkit.versions import ALLOW_UNTESTED_TRL, UntestedVersionError, check_versions, is_tested, untested_packages
 
 TRL_LINE = "trl 1.17.0 is not among the versions that alignkit"
 
@@ -96,6 +97,19 @@ def test_the_environment_has_a_row_for_what_is_not_tested(pretend, monkeypatch):
 def test_a_trainer_that_is_imported_by_its_module_asks_too(pretend):
     result = python(pretend("trl", "1.17.0"), "-c", "from alignkit.kl_barrier.trainer import KLBarrierTrainer")
     assert result.returncode == 1 and TRL_LINE in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [("1.16.0", True), ("1.16.3rc1", True), ("1.17.0.dev0", False), ("1.15.9", False), ("not installed", True)],
+)
+def test_a_prerelease_is_tested_as_its_release_and_what_is_not_installed_breaks_no_rule(version, tested):
+    assert is_tested(version, Requirement("trl>=1.16,<1.17")) is tested
+
+
+def test_the_packages_of_an_extra_have_no_tested_range():
+    assert "vllm" in {requirement.name for requirement in versions.requirements()}
+    assert "vllm" not in versions.tested_ranges()
 
 
 def test_all_ranges_with_a_floor_have_a_cap_but_for_torch_and_scipy():

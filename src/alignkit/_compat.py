@@ -1,12 +1,10 @@
 """The only file that names private things of TRL, transformers and PEFT, each with a test in `tests/contract`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any, cast
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -25,7 +23,6 @@ __all__ = [
     "adapters_have_a_flag",
     "adapters_switched",
     "add_fused_lm_head",
-    "check_process_count",
     "keep_cpu_4bit_gradients_right",
     "layers_with_adapters",
     "load_sequence_classifier",
@@ -148,28 +145,6 @@ def keep_cpu_4bit_gradients_right(model: nn.Module) -> None:
                     "this CPU, so that gradients would be wrong; load it again and evaluate it after the training"
                 )
             module.support_avx512bf16_for_cpu = False
-
-
-def check_process_count(device: torch.device, world_size: int) -> None:
-    """Refuse to train alone on a CPU where several processes were asked for.
-
-    `accelerate launch --cpu --num_processes 2` starts one process; all that is left of the 2 is a `MASTER_ADDR` with
-    no `WORLD_SIZE`. torchrun without `use_cpu` on a machine without a GPU starts processes that each train alone.
-
-    Raises:
-        ValueError: in both cases, with the command that does start several processes.
-    """
-    if device.type != "cpu" or world_size > 1:
-        return
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    lost = (
-        "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    )
-    if asked > 1 or lost:
-        raise ValueError(
-            f"{asked if asked > 1 else 'several'} CPU processes were asked for but this one trains alone; start them "
-            "with `torchrun --nproc_per_node N script.py --use_cpu`, or ask for one process (and unset MASTER_ADDR)"
-        )
 
 
 def layers_with_adapters(model: nn.Module) -> list[Any]:

@@ -1,7 +1,7 @@
 """What is wrong with a row of a data set, said before it is tokenised: split, row, column, value and the fix."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 from peft.utils import AuxiliaryTrainingWrapper
 
 STANDARD_ROLES = ("system", "developer", "user", "assistant", "tool")
-ROWS_PER_CHUNK = 10_000
+ROWS_PER_CHUNK = 10_000  # of token ids
+ROWS_AT_A_TIME = 1_000  # of texts
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 RowCheck = Callable[[Mapping[str, Any]], None]
@@ -112,9 +113,16 @@ def checked_rows(dataset: AnyDataset, split: str, check: RowCheck) -> AnyDataset
     refuse_empty(dataset, split)
     if isinstance(dataset, IterableDataset):
         return dataset.map(check_numbered, with_indices=True)
-    for index, row in enumerate(dataset.with_format(None)):
+    for index, row in enumerate(rows_of(dataset)):
         check_numbered(row, index)
     return dataset
+
+
+def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows in their order, whatever the format; read some at a time, which is much faster than one by one."""
+    for part in dataset.with_format(None).iter(ROWS_AT_A_TIME):
+        for values in zip(*part.values(), strict=True):
+            yield dict(zip(part, values, strict=True))
 
 
 def refuse_empty(dataset: Any, split: str) -> None:
@@ -146,6 +154,25 @@ def row_refused_by_template(
 
 
 # ---- Tokens ----
+
+
+def check_tokenised(dataset: Dataset, column: str, split: str) -> None:
+    """Refuse what is no list of token ids in a column, by columns and not row by row.
+
+    Raises:
+        ValueError: another type, or the first row that is null or empty.
+    """
+    start = 0
+    for table in dataset.select_columns([column]).with_format("arrow").iter(ROWS_PER_CHUNK):
+        lists = table.column(column).combine_chunks()
+        is_list = pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)
+        if not (is_list and pa.types.is_integer(lists.type.value_type)):
+            raise ValueError(f"{split}: column {column!r} holds {lists.type}; it must hold lists of token ids")
+        empty = np.flatnonzero(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False) == 0)
+        if empty.size:
+            value = lists[int(empty[0])].as_py()
+            raise ValueError(f"{split} row {start + empty[0]}: column {column!r} is {value}; drop the row")
+        start += len(lists)
 
 
 def check_token_ids(
@@ -182,7 +209,9 @@ def check_token_ids(
 
 def check_tokens(ids: Sequence[int], n_embeddings: int, tokenizer: Any, where: str) -> None:
     """Raise a ValueError if the model has no embedding for one of these tokens."""
-    highest = max(ids, default=0)
+    lowest, highest = min(ids, default=0), max(ids, default=0)
+    if lowest < 0:
+        raise ValueError(f"{where}: {lowest} is no token, of which the first is 0")
     if highest >= n_embeddings:
         raise ValueError(
             f"{where}: token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}) has no embedding, of which the "
@@ -196,7 +225,8 @@ def _first_unknown(lists: pa.Array, n_embeddings: int) -> tuple[int, int | None]
     rows = np.arange(len(lists))
     while pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type):
         rows, lists = rows[pc.list_parent_indices(lists).to_numpy()], pc.list_flatten(lists)
-    unknown = np.flatnonzero(lists.to_numpy(zero_copy_only=False) >= n_embeddings)
+    tokens = lists.to_numpy(zero_copy_only=False)
+    unknown = np.flatnonzero((tokens < 0) | (tokens >= n_embeddings))
     return (int(rows[unknown[0]]), lists[int(unknown[0])].as_py()) if unknown.size else (0, None)
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import enum
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -131,6 +132,17 @@ def read_spec_file(path: Path, build: Callable[[Any], T]) -> T:
         raise ValueError(f"{path}: {error}") from error
 
 
+@contextmanager
+def of_file_or_flag(path: Path | str | None) -> Iterator[None]:
+    """Let an error in values that a file and flags gave together name the file, where there is one."""
+    try:
+        yield
+    except ValueError as error:
+        if path is None:
+            raise
+        raise ValueError(f"{path}, or a flag: {error}") from error
+
+
 def known_mapping(value: Any, where: str, keys: Collection[str]) -> dict[str, Any]:
     """The mapping under a key, all of whose keys are known; nothing there is an empty one.
 
@@ -142,7 +154,7 @@ def known_mapping(value: Any, where: str, keys: Collection[str]) -> dict[str, An
     if not isinstance(value, Mapping):
         raise ValueError(f"{where or 'the file'} holds {value!r:.60} where keys with values should be")
     for key in value:
-        check_known(key, f"{where}.{key}" if where else str(key) or "''", keys)
+        check_known(key, _name(where, key), keys)
     return dict(value)
 
 
@@ -178,7 +190,7 @@ def fitted(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         ValueError: names the key, its value and what it must be.
     """
     hints = get_type_hints(kind)
-    return {name: fitted_value(value, hints[name], f"{where}.{name}") for name, value in values.items()}
+    return {name: fitted_value(value, hints[name], _name(where, name)) for name, value in values.items()}
 
 
 def fitted_value(value: Any, hint: Any, name: str) -> Any:
@@ -205,6 +217,11 @@ def check_number(name: str, value: Any, *, whole: bool = False) -> None:
 def field_names(kind: Any, left_out: Collection[str] = ()) -> list[str]:
     """Fields of a dataclass that its constructor takes, but for those that are set elsewhere."""
     return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in left_out]
+
+
+def _name(where: str, key: Any) -> str:
+    """A key as messages call it; at the top of a file `where` is empty."""
+    return f"{where}.{key}" if where else str(key) or "''"
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

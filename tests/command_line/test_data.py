@@ -88,9 +88,9 @@ def test_a_file_that_is_not_there_empty_or_no_json_is_named(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text":\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl cannot be read: .*JSON"):
         load_splits(str(tmp_path / "bad.jsonl"))
-    for name in ("empty.csv", "empty.jsonl"):
-        (tmp_path / name).write_text("text\n" if name.endswith("csv") else "")
-        with pytest.raises(ValueError, match=rf"{name} (has no rows|cannot be read)"):
+    for name, content in {"empty.csv": "text\n", "empty.jsonl": "", "blank.jsonl": "\n", "empty.json": "[]"}.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} has no rows; give at least one"):
             rows_of(dataset_name=str(tmp_path / name))
 
 

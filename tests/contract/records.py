@@ -6,12 +6,15 @@ new override or use belongs here, which is the moment to think of whether the pa
 
 _OF_EVERY_TRAINER = {
     "_clip_grad_norm": "self, model",
+    "_finalize_training": "self, trial, num_train_samples, start_time",
     "_get_grad_norm": "self, model, grad_norm",
     "_get_output_dir": "self, trial",
+    "_load_best_model": "self",
     "_load_from_checkpoint": "self, resume_from_checkpoint, model",
     "_load_optimizer_and_scheduler": "self, checkpoint",
     "_load_rng_state": "self, checkpoint",
     "_load_scaler": "self, checkpoint",
+    "_prepare_for_training": "self, max_steps, train_dataloader, resume_from_checkpoint",
     "_push_from_checkpoint": "self, checkpoint_folder",
     "_run_epoch": "self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
     "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch",
@@ -26,7 +29,6 @@ _OF_TRL = {
     "compute_loss": "self, model, inputs, return_outputs, num_items_in_batch",
     "get_batch_samples": "self, epoch_iterator, num_batches, device",
 }
-_OF_A_POLICY = {"_load_best_model": "self"}
 
 # Parent -> what our trainer overrides of it.
 OVERRIDDEN: dict[str, dict[str, str | None]] = {
@@ -44,7 +46,6 @@ OVERRIDDEN: dict[str, dict[str, str | None]] = {
     "SFTTrainer": {
         **_OF_EVERY_TRAINER,
         **_OF_TRL,
-        **_OF_A_POLICY,
         "__init__": "self, model, args, data_collator, train_dataset, eval_dataset, processing_class, "
         "compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, "
         "preprocess_logits_for_metrics, quantization_config, peft_config, formatting_func",
@@ -53,7 +54,6 @@ OVERRIDDEN: dict[str, dict[str, str | None]] = {
     "DPOTrainer": {
         **_OF_EVERY_TRAINER,
         **_OF_TRL,
-        **_OF_A_POLICY,
         "__init__": "self, model, ref_model, args, data_collator, train_dataset, eval_dataset, processing_class, "
         "compute_metrics, callbacks, optimizers, quantization_config, peft_config",
         "_prepare_dataset": "self, dataset, processing_class, args, dataset_name",
@@ -81,6 +81,8 @@ _USED_BY_EVERY_TRAINER = {
     "accelerator": None,
     "add_callback": "callback",
     "args": None,
+    "is_deepspeed_enabled": None,
+    "is_fsdp_enabled": None,
     "is_local_process_zero": "",
     "is_world_process_zero": "",
     "model": None,
@@ -92,8 +94,6 @@ _USED_BY_A_POLICY = {
     "_total_train_tokens": None,
     "compute_loss_context_manager": "",
     "eval_dataset": None,
-    "is_deepspeed_enabled": None,
-    "is_fsdp_enabled": None,
     "model_wrapped": None,
     "processing_class": None,
     "train_dataset": None,
@@ -109,7 +109,6 @@ USED: dict[str, dict[str, str | None]] = {
         "data_collator": None,
         "eval_dataset": None,
         "evaluate": "eval_dataset, ignore_keys, metric_key_prefix",
-        "is_fsdp_enabled": None,
         "loss_is_scaled_for_ga": None,
         "processing_class": None,
         "train_dataset": None,
@@ -138,8 +137,6 @@ USED: dict[str, dict[str, str | None]] = {
     "Trainer": {
         **_USED_BY_EVERY_TRAINER,
         "callback_handler": None,
-        "is_deepspeed_enabled": None,
-        "is_fsdp_enabled": None,
     },
 }
 

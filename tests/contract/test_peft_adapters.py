@@ -66,7 +66,8 @@ def test_flags_switch_off_what_disable_adapter_switches_off(model):
         expected = outputs(model)
     active = outputs(model)
     with adapters_switched(model, layers_with_adapters(model), None):
-        assert torch.equal(outputs(model), expected)
+        assert torch.equal(outputs(model), expected) and model._adapters_disabled
+    assert not model._adapters_disabled
     assert torch.equal(expected, outputs(tiny_causal_lm()))
     assert torch.equal(outputs(model), active) and not torch.allclose(active, expected, atol=1e-4)
 

@@ -5,10 +5,10 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from alignkit._compat import check_process_count
+from alignkit.reliability import check_process_count
 
 VARIABLES = ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE")
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -30,14 +30,25 @@ def launcher_environment(monkeypatch):
     return set_for
 
 
-def test_two_cpu_processes_of_which_accelerate_starts_one_are_noticed(launcher_environment):
+def test_two_processes_of_which_accelerate_starts_one_are_noticed(launcher_environment):
     launcher_environment(2)
-    with pytest.raises(ValueError, match=r"several CPU processes .*torchrun"):
+    with pytest.raises(ValueError, match=r"several CPU processes .*torchrun .* script\.py --use_cpu`"):
         check_process_count(CPU, world_size=1)
+    with pytest.raises(ValueError, match=r"several CUDA processes .*torchrun .* script\.py`"):
+        check_process_count(GPU, world_size=1)
 
 
 def test_one_process_started_by_accelerate_passes(launcher_environment):
     launcher_environment(1)
+    check_process_count(CPU, world_size=1)
+    check_process_count(GPU, world_size=1)
+
+
+def test_the_address_of_a_cluster_alone_asks_for_nothing(launcher_environment, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    check_process_count(CPU, world_size=1)
+    launcher_environment(1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
     check_process_count(CPU, world_size=1)
 
 
@@ -47,7 +58,7 @@ def test_a_torchrun_process_that_trains_alone_is_noticed(monkeypatch):
         check_process_count(CPU, world_size=1)
 
 
-def test_a_process_among_others_and_a_process_on_a_gpu_pass(monkeypatch):
+def test_a_process_among_others_passes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_process_count(CPU, world_size=2)
-    check_process_count(torch.device("cuda"), world_size=1)
+    check_process_count(GPU, world_size=2)

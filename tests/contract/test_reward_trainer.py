@@ -21,12 +21,16 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 def test_the_parent_still_refuses_several_labels_and_accepts_them_seen_as_one(tmp_path):
-    model, args = tiny_sequence_classifier(HEADS), RewardConfig(str(tmp_path), **QUIET)
+    loading = {"dtype": "float32"}
+    model = tiny_sequence_classifier(HEADS)
+    args = RewardConfig(str(tmp_path), model_init_kwargs=loading, **QUIET)
     data = {"train_dataset": preference_pairs(4), "processing_class": byte_tokenizer()}
     with pytest.raises(ValueError, match="num_labels=1"):
         RewardTrainer(model, args, **data)
     with seen_as_single_label(model.config, args):
+        assert args.model_init_kwargs is None  # of which the parent would warn
         RewardTrainer(model, args, **data)
+    assert args.model_init_kwargs == loading
     assert model.config.id2label == dict(enumerate(HEADS))
     assert model.config.label2id == {"tidy": 0, "short": 1}
 
@@ -61,6 +65,15 @@ def test_from_pretrained_keeps_score_in_float32_inside_the_context_only(tmp_path
     assert inside.model.embed_tokens.weight.dtype == outside.score.weight.dtype == torch.bfloat16
     assert torch.equal(inside.score.weight, model.score.weight)
     assert torch.equal(outside.score.weight, model.score.weight.bfloat16())
+
+
+def test_what_a_class_keeps_in_float32_by_itself_stays_so(monkeypatch):
+    config = tiny_sequence_classifier(HEADS).config
+    kind = AutoModelForSequenceClassification._model_mapping[type(config)]
+    monkeypatch.setattr(kind, "_keep_in_fp32_modules_strict", {"norm"})
+    with score_in_float32(config):
+        assert kind._keep_in_fp32_modules_strict == {"norm", "score.weight"}
+    assert kind._keep_in_fp32_modules_strict == {"norm"}
 
 
 def test_a_language_model_loads_without_a_score_and_a_reward_model_without_one_is_an_error(causal_checkpoint):

@@ -73,6 +73,22 @@ def test_a_step_is_the_same_however_it_is_computed(tmp_path, at_once, case, way)
         assert (tmp_path / "results.jsonl").read_bytes() == (folder / "results.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["reward", "barrier", "dpo"])
+def test_bfloat16_on_a_cpu_has_the_losses_of_float32_but_for_rounding(tmp_path, at_once, method):
+    expected, _ = at_once(method)
+    found = train(method, tmp_path, bf16=True)
+    assert found.log != expected.log  # else it was no bfloat16
+    losses = [[entry["loss"] for entry in record.log] for record in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_es_moves_an_adapter_of_a_model_in_bfloat16(tmp_path):
+    settings = {"by_name": True, "model_init_kwargs": {"dtype": "bfloat16"}}
+    still, moved = (train("es", tmp_path / str(rate), **settings, learning_rate=rate) for rate in (0.0, 0.01))
+    assert all(weight.isfinite().all() for weight in moved.weights.values())
+    assert any((still.weights[name] != weight).any() for name, weight in moved.weights.items())
+
+
 @pytest.mark.parametrize("case", ["barrier", *BARRIERS])
 def test_the_barrier_of_these_trainings_is_open_for_some_of_their_sequences(at_once, case):
     gates = [entry["kl/gate_open"] for entry in at_once(case)[0].log]

@@ -14,6 +14,11 @@ REFUSED = {
 FSDP2_CASES = [case for case in CASES if case not in (*REFUSED, "dpo_without_kl", "dpo_lora_without_kl")]
 
 
+@pytest.mark.parametrize("run", [case for case in CASES if case.startswith("barrier")])
+def test_the_barrier_of_every_run_is_open_in_some_of_its_steps(tmp_path, run):
+    assert any(entry["barrier"] > 0 for entry in in_one_process(tmp_path, run).log)
+
+
 @pytest.mark.parametrize("run", METHODS)
 def test_two_ranks_have_the_losses_gradient_norms_and_weights_of_one_process(tmp_path, two_ranks, run):
     found = read_record(two_ranks / ON_RANKS / f"{run}.pt")

@@ -108,9 +108,10 @@ def make_trainer(
         new_heads: whether that is a language model, to which the reward trainer adds heads.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    settings = {**COMMON, "gradient_accumulation_steps": GLOBAL_BATCH // (batch_size * ranks), **settings}
+    common = {**COMMON, "gradient_accumulation_steps": GLOBAL_BATCH // (batch_size * ranks)}
     if method != "es":
-        settings |= {"bf16": False, "per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
+        common |= {"bf16": False, "per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 2}
+    settings = {**common, **settings}
     unset_hf_deepspeed_config()  # else the trainer before this one has ZeRO-3 shard the model while it is made
     torch.manual_seed(0)
     model: Any = tiny_sequence_classifier(HEADS, seed=1) if method == "reward" and not new_heads else lively_lm(1)
@@ -195,7 +196,7 @@ def _reward(output: str, arguments: dict[str, Any], settings: dict[str, Any]) ->
 
 def _barrier(output: str, arguments: dict[str, Any], settings: dict[str, Any]) -> Trainer:
     has_adapter, names_reference = "peft_config" in arguments, {"ref", "precompute_ref"} & set(settings)
-    own = BARRIER | {"tau_nats": 3.2 if has_adapter else 2.65}  # between the divergences of the sequences
+    own = BARRIER | {"tau_nats": 2.4 if has_adapter else 2.65}  # between the divergences of the sequences
     if has_adapter and not names_reference:
         own["ref"] = "base"
     elif not names_reference:

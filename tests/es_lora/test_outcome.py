@@ -35,6 +35,17 @@ def test_a_shaping_sees_members_on_each_prompt_with_the_lowest_in_place_of_one_t
     assert (outcome.failed, outcome.moves) == (1, False)
 
 
+def test_a_completion_that_failed_fails_its_member_but_only_itself_of_the_centre():
+    rewards = torch.arange(24, dtype=torch.float64).view(3, 2, 2, 2)  # 2 members and the centre
+    rewards[1, 0, 1, 1] = rewards[2, 1, 0, 0] = torch.inf
+    rewards[2, 0, 0, 1] = torch.nan  # does not apply
+    weights = torch.tensor([1.0, 10.0], dtype=torch.float64)
+    outcome = step_outcome(rewards, weights, lambda fitness, per_prompt: fitness)
+    assert outcome.fitness[0].item() == (10 + 32 + 54 + 76) / 4
+    assert outcome.fitness[1].isnan() and outcome.failed == 1
+    assert outcome.centre == (16 + 208 + 252) / 3
+
+
 def test_the_record_of_a_step_holds_plain_numbers_of_the_members_that_did_not_fail():
     nan = torch.nan
     fitness = torch.tensor([*range(101), nan], dtype=torch.float64)

@@ -8,29 +8,32 @@ from alignkit.es_lora.backends.hf import left_padded
 from tests.es_lora.conftest import lively_lm
 
 
-def measured_shares(trainer, members: int) -> dict[str, float]:
-    """√(E Σ ‖ΔW x‖² / Σ ‖W x‖²) of each module from drawn members, x being what the unperturbed model sees."""
-    update, centre = trainer._update, trainer.centre
+def inputs_and_outputs(trainer) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """x `(n, H)` and W x `(n, O)` of each module over the tokens of the first step's prompts."""
     sequence = trainer.get_train_dataloader().dataset
     batch = left_padded([sequence[i].ids for i in range(trainer.args.prompts_per_step)], 256, "cpu")
-    inputs, outputs, handles = {}, {}, []
-    for name, layer in centre.layers.items():
+    found, handles = {}, []
+    for name, layer in trainer.centre.layers.items():
 
         def keep(module, args, output, name=name):
-            inputs[name], outputs[name] = args[0][batch[1].bool()], output[batch[1].bool()]
+            found[name] = args[0][batch[1].bool()], output[batch[1].bool()]
 
         handles.append(layer.get_base_layer().register_forward_hook(keep))
     with torch.no_grad():
         trainer.model.eval()(batch[0], attention_mask=batch[1])
-    shares = {}
-    drawn = update.members(list(range(members)), 0, 10)
-    itself = centre.itself()
-    for name, (a, b) in drawn.items():
-        x = inputs[name]
-        rest = x @ a @ b - x @ itself[name][0] @ itself[name][1]  # (P, tokens, O)
-        shares[name] = (rest.square().sum((1, 2)).mean() / outputs[name].square().sum()).sqrt().item()
     for handle in handles:
         handle.remove()
+    return found
+
+
+def measured_shares(trainer, members: int) -> dict[str, float]:
+    """√(E Σ ‖ΔW x‖² / Σ ‖W x‖²) of each module from drawn members, x being what the unperturbed model sees."""
+    seen, itself = inputs_and_outputs(trainer), trainer.centre.itself()
+    shares = {}
+    for name, (a, b) in trainer._update.members(list(range(members)), 0, 10).items():
+        x, output = seen[name]
+        rest = x @ a @ b - x @ itself[name][0] @ itself[name][1]  # (P, tokens, O)
+        shares[name] = (rest.square().sum((1, 2)).mean() / output.square().sum()).sqrt().item()
     return shares
 
 
@@ -47,6 +50,21 @@ def test_output_mode_changes_each_modules_output_by_the_share(make_trainer, pert
     assert len(set(trainer._update.sigmas.values())) == len(trainer.centre.layers)
     for name, found in measured_shares(trainer, 1000).items():
         assert found == pytest.approx(share, rel=0.1), name
+
+
+@pytest.mark.parametrize("perturb", ["B", "A", "both"])
+def test_output_mode_solves_the_expected_square_of_the_change_for_sigma(make_trainer, perturb):
+    config = LoraConfig(r=4, lora_alpha=3, target_modules="all-linear", init_lora_weights=False)
+    trainer = make_trainer(perturb=perturb, sigma_mode="output", sigma=0.5, peft_config=config)
+    trainer.before_training(None)
+    for name, (x, output) in inputs_and_outputs(trainer).items():
+        (a, b), sigma = trainer.centre.factors(name), trainer._update.sigmas[name]
+        width, rank = b.shape
+        of_x, of_ax, of_b = (tensor.double().square().sum().item() for tensor in (x, x @ a.T, b))
+        change = {"B": sigma**2 * width * of_ax, "A": sigma**2 * of_b * of_x}
+        change["both"] = change["A"] + change["B"] + sigma**4 * width * rank * of_x
+        expected = (3 / 4) ** 2 * change[perturb] / output.double().square().sum().item()
+        assert expected == pytest.approx(0.5**2, rel=1e-4), name
 
 
 def test_adaptive_mode_is_a_tenth_of_the_mean_weight_times_a_scale_that_differs_at_step_0(make_trainer):

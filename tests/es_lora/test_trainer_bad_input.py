@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import HfArgumentParser, OPTConfig, OPTForCausalLM
 
@@ -102,13 +101,16 @@ def test_an_exception_of_a_reward_function_ends_the_run_as_it_is(make_trainer):
     [
         (None, "train_dataset is missing"),
         ([{"text": "a", "n": 1}], "has the columns \\['n', 'text'\\]; it needs 'prompt'"),
+        ({"train": [{"prompt": "a"}]}, r"train_dataset is a dict of \['train'\]; give one of them"),
+        ([{"prompt": "a"}, {"text": "b"}], r"row 1 has the columns \['text'\]; it needs 'prompt'"),
+        ([{"prompt": "a"}, "b"], "row 1 is 'b'; give rows with 'prompt'"),
         ([{"prompt": "a" * 600}], "the prompt has 601 tokens and the model's context has room for 506"),
         ([{"prompt": "a"}, {"prompt": None}], "row 1: prompt is None"),
     ],
 )
 def test_rows_that_cannot_be_completed_are_named(make_trainer, rows, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer(train_dataset=None if rows is None else Dataset.from_list(rows))
+        make_trainer(train_dataset=rows)
 
 
 def test_a_completion_longer_than_the_context_is_refused(make_trainer):

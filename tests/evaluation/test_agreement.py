@@ -46,6 +46,13 @@ def test_the_interval_is_seeded_and_wider_where_units_come_in_clusters():
     assert clustered.interval[1] - clustered.interval[0] > 1.5 * (alone.interval[1] - alone.interval[0])
 
 
+def test_the_share_of_resamples_without_an_alpha_is_told():
+    # Two units of different ratings: half of the draws of two have the same unit twice.
+    found = krippendorff_alpha(np.array([[0, 1], [0, 1.0]]), "nominal", n_resamples=400)
+    assert found.undefined == pytest.approx(0.5, abs=0.1)
+    assert found.interval == (1.0, 1.0)
+
+
 def test_what_has_no_alpha_is_an_error():
     with pytest.raises(ValueError, match="all ratings are the same"):
         krippendorff_alpha(np.ones((2, 5)), "nominal")

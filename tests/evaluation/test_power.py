@@ -48,6 +48,13 @@ def test_the_number_and_the_difference_are_each_others_inverse() -> None:
         assert pairs_needed(detectable_difference(0.4, n) * (1 + 1e-9), 0.4) == n
 
 
+def test_a_difference_may_need_up_to_a_billion_pairs() -> None:
+    quantiles = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+    assert pairs_needed(1e-4, 1.0) == pytest.approx((quantiles / 1e-4) ** 2, rel=1e-4)  # 785 million
+    with pytest.raises(ValueError, match="needs more than 1000000000 pairs"):
+        pairs_needed(8.8e-5, 1.0)  # 1,014 million
+
+
 def test_80_of_100_experiments_find_the_detectable_difference() -> None:
     generator = np.random.default_rng(0)
     difference = detectable_difference(0.7, 50)

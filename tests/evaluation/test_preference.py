@@ -28,6 +28,12 @@ def pairs(**changed):
     return {name: [RIGHT] for name in names} | {name.replace("_", "-"): rows for name, rows in changed.items()}
 
 
+def test_subsets_weigh_their_prompts_and_the_447_of_math_as_much_as_those_of_code():
+    sizes = {section: sum(subsets.values()) for section, subsets in REWARD_BENCH_SECTIONS.items()}
+    assert sizes == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 6 * 164 + 447 + (984 - 447)}
+    assert sum(sizes.values()) - (984 - 447) == 2985  # the whole set
+
+
 # ---- Win rate ----
 
 

@@ -126,11 +126,13 @@ def test_the_staged_example_goes_the_whole_way_on_real_data(task, data_dir, tmp_
     }
 
 
-def launch_tatqa(data_dir: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch_tatqa(
+    data_dir: Path, folder: Path, *arguments: str, processes: int = 1
+) -> subprocess.CompletedProcess[str]:
     """The example that takes model and data from the hub, with those of the data folder in their place."""
     model = str(data_dir / "models" / "stories260K")
     arguments = ("--model", model, "--no_chat", *arguments, "--output_dir", str(folder))
-    return launch("dpo_tatqa", *arguments, ALIGNKIT_DATA=str(data_dir))
+    return launch("dpo_tatqa", *arguments, processes=processes, ALIGNKIT_DATA=str(data_dir))
 
 
 def test_two_seeds_of_the_tatqa_example_are_one_setting_with_a_baseline_each(data_dir, tmp_path):
@@ -167,16 +169,27 @@ def test_without_the_data_folder_the_example_says_what_to_set(example, tmp_path)
     assert "set ALIGNKIT_DATA to the folder with" in process.stderr
 
 
-def test_two_cpu_processes_that_accelerate_does_not_start_are_an_error(tmp_path):
-    process = launch("reward_quickstart", "--steps", "2", "--output", str(tmp_path), processes=2)
+def check_refused(process: subprocess.CompletedProcess[str], folder: Path, files: list[str]) -> None:
+    """One process came of two, and nothing of what the example leaves."""
     assert process.returncode != 0
-    assert "CPU processes were asked for but this one trains alone" in process.stderr
+    assert "CPU processes were asked for but this one trains alone" in process.stdout + process.stderr
+    assert [name for name in files if (folder / name).exists()] == []
 
 
-@pytest.mark.parametrize("example", ["barrier_sft", "es_conciseness"])
-def test_an_example_on_data_asked_for_two_cpu_processes_writes_nothing(example, data_dir, tmp_path):
-    folder = tmp_path / "out"
-    process = launch(example, "--output_dir", str(folder), processes=2, ALIGNKIT_DATA=str(data_dir))
-    assert process.returncode != 0
-    assert "CPU processes were asked for but this one trains alone" in process.stderr
-    assert not folder.exists()
+@pytest.mark.parametrize("example", ON_DATA)
+def test_an_example_on_data_asked_for_two_cpu_processes_trains_nothing(example, data_dir, tmp_path):
+    arguments, files = ON_DATA[example]
+    arguments = [*arguments, "--output_dir", str(tmp_path)]
+    check_refused(launch(example, *arguments, processes=2, ALIGNKIT_DATA=str(data_dir)), tmp_path, files)
+
+
+@pytest.mark.parametrize("example", [*WITHOUT_DATA, "staged", "reward_quickstart"])
+def test_an_example_asked_for_two_cpu_processes_trains_nothing(example, tmp_path):
+    arguments, files = WITHOUT_DATA.get(example, ([], ["report.md", *MODEL_FILES]))
+    output = "--output" if example == "reward_quickstart" else "--output_dir"
+    process = launch(example, *arguments, output, str(tmp_path), processes=2, ALIGNKIT_DATA="")
+    check_refused(process, tmp_path, files)
+
+
+def test_the_tatqa_example_asked_for_two_cpu_processes_trains_nothing(data_dir, tmp_path):
+    check_refused(launch_tatqa(data_dir, tmp_path, "--limit", "1", processes=2), tmp_path, ["results.jsonl"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-class _Touch:
+class Touch:
     """Unpickled, it touches a file."""
 
     def __init__(self, marker: Path):
@@ -28,7 +28,7 @@ def write_touching_pickle(path: Path, marker: Path, *, in_zip: bool = True) -> N
         RuntimeError: it would touch nothing.
     """
     content = BytesIO()
-    value = {"state": _Touch(marker)}
+    value = {"state": Touch(marker)}
     if in_zip:
         torch.save(value, content)
         torch.load(BytesIO(content.getvalue()), weights_only=False)

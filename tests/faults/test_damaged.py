@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from alignkit.reliability import DamagedCheckpointError, check_checkpoint, newest_complete_checkpoint
+from alignkit import storage
+from alignkit.reliability import DamagedCheckpointError, check_checkpoint, manifest, newest_complete_checkpoint
 from tests.faults.damages import DAMAGES, MANIFEST, copy_checkpoints, delete, files_of
 from tests.faults.trainings import METHODS, make_trainer
 
@@ -40,12 +41,12 @@ def test_any_damage_to_any_file_is_found_and_its_file_named(tmp_path, uninterrup
 
 
 def test_damage_to_a_manifest_is_not_blamed_on_the_file_that_it_describes(tmp_path, uninterrupted):
-    manifest = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 3) / MANIFEST
-    text = manifest.read_text()
+    path = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 3) / MANIFEST
+    text = path.read_text()
     stated = json.loads(text)["files"]["optimizer.pt"]["sha256"]
-    manifest.write_text(text.replace(stated, stated[::-1]))
+    path.write_text(text.replace(stated, stated[::-1]))
     with pytest.raises(DamagedCheckpointError, match=r"checkpoint-3/manifest\.json is damaged"):
-        check_checkpoint(manifest.parent)
+        check_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,12 +85,51 @@ def test_without_a_manifest_each_file_that_a_resume_reads_is_missed_by_name(tmp_
             trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+@pytest.mark.parametrize(
+    ("method", "content", "missing"),
+    [
+        ("barrier", {}, "'dual'"),
+        ("barrier", {"dual": {"weight": 1.0}}, "'average_nats'"),
+        ("dpo", {}, "'beta'"),
+        ("es", {"settings": {}, "modules": {}}, "sigmas"),
+    ],
+)
+def test_without_a_manifest_an_entry_that_a_method_reads_is_missed_by_name(
+    tmp_path, uninterrupted, method, content, missing
+):
+    checkpoint = copy_checkpoints(uninterrupted(method).folder, tmp_path, 7)
+    delete(checkpoint / MANIFEST)
+    path = checkpoint / OWN_FILES[method][0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is damaged.* has no {missing}"):
+        make_trainer(method, tmp_path, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_resume_hashes_each_file_once(tmp_path, uninterrupted, monkeypatch):
+    checkpoint, hashed = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 8), []
+
+    def digest(path):
+        hashed.append(path.relative_to(checkpoint))
+        return storage.digest(path)
+
+    monkeypatch.setattr(manifest, "digest", digest)
+    make_trainer("barrier", tmp_path, save_strategy="no").train(resume_from_checkpoint=True)
+    assert sorted(hashed) == [name for name in files_of(checkpoint) if name.name != MANIFEST]
+
+
 def test_random_states_of_another_number_of_processes_are_warned_of(tmp_path, uninterrupted, caplog):
     checkpoint = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 7)
     delete(checkpoint / MANIFEST)
     (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
     make_trainer("barrier", tmp_path, save_strategy="no").train(resume_from_checkpoint=True)
     assert re.search(r"checkpoint-7/rng_state\.pth is missing: dropout", caplog.text)
+
+
+def test_a_checkpoint_of_two_processes_is_warned_of_by_one(tmp_path, uninterrupted, caplog):
+    checkpoint = copy_checkpoints(uninterrupted("barrier").folder, tmp_path, 8)
+    manifest.write_manifest(checkpoint, world_size=2)
+    make_trainer("barrier", tmp_path, save_strategy="no").train(resume_from_checkpoint=True)
+    assert "checkpoint-8 was saved by 2 processes and there are 1 now: the order of the data" in caplog.text
 
 
 @pytest.mark.slow

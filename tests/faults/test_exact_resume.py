@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from tests.faults.conftest import Ended
@@ -61,6 +62,17 @@ def test_resumed_from_the_last_step_takes_no_further_one(tmp_path, method):
     whole.train()
     resumed.train(resume_from_checkpoint=True)
     Ended(tmp_path, state_of(whole), log_of(whole)).assert_equals(resumed)
+
+
+def test_after_a_checkpoint_between_two_logs_the_first_log_is_the_mean_of_the_steps_since_it(tmp_path, uninterrupted):
+    whole = uninterrupted("barrier")
+    make_trainer("barrier", tmp_path, logging_steps=3, save_steps=4).train()
+    resumed = make_trainer("barrier", tmp_path, logging_steps=3, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(tensor, whole.state[name]) for name, tensor in state_of(resumed).items())
+    losses = [entry["loss"] for entry in whole.log]
+    means = {3: sum(losses[:3]) / 3, 6: sum(losses[4:6]) / 2}
+    assert {entry["step"]: entry["loss"] for entry in log_of(resumed)} == pytest.approx(means)
 
 
 @pytest.mark.parametrize("method", METHODS)

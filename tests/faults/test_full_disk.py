@@ -1,5 +1,6 @@
 """Where a checkpoint cannot be written the run ends with an error, and the last complete one is as it was."""
 
+import math
 import os
 import re
 import resource
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.reliability import check_checkpoint
+from alignkit.reliability import check_checkpoint, newest_complete_checkpoint
+from alignkit.storage import write_json
 from tests.faults.damages import copy_checkpoints
 from tests.faults.processes import finish, start
 from tests.faults.trainings import METHODS, make_trainer
@@ -54,6 +56,24 @@ def test_on_a_full_disk_a_run_ends_with_an_error_and_resumes_exactly_from_its_la
     resumed = make_trainer(method, folder)
     resumed.train(resume_from_checkpoint=True)
     whole.assert_equals(resumed)
+
+
+def test_a_state_of_a_subclass_that_cannot_be_written_is_an_error_and_no_checkpoint(tmp_path, monkeypatch, caplog):
+    trainer = make_trainer("barrier", tmp_path)
+    write_parents, folders = trainer.save_own_state, []
+
+    def write(folder: Path) -> None:
+        write_parents(folder)
+        folders.append(folder.name)
+        write_json(folder / "own.json", {"share": [0.5, math.nan][len(folders) - 1]})
+
+    monkeypatch.setattr(trainer, "save_own_state", write)
+    with pytest.raises(ValueError, match=r"checkpoint-2/own\.json cannot hold {'share': nan}"):
+        trainer.train()
+    assert folders == ["checkpoint-1", "checkpoint-2"]  # once in a save
+    assert "own.json" in check_checkpoint(tmp_path / "checkpoint-1")["files"]
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-1"
+    assert "checkpoint-2 was being written when the run ended" in caplog.text
 
 
 @pytest.mark.parametrize("method", METHODS)

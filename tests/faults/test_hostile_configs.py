@@ -113,6 +113,12 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(refused, tmp_path, c
         ("es", "population_size: 2.5", "population_size is 2.5; it must be a whole number"),
         ("evaluate", "suite: [gsm9k]\nmodel: m\noutput: o", "gsm9k"),
         ("evaluate", "suite: [gsm8k]\nmodel: m\noutput: o\ngsm8k: {limt: 3}", "gsm8k.limt"),
+        (
+            "evaluate",
+            "suite: [gsm8k]\nmodel: m\noutput: o\ngsm8k: {limit: x}",
+            "gsm8k.limit is 'x'; it must be a whole",
+        ),
+        ("evaluate", "limit: many", "yaml: limit is 'many'; it must be a whole number"),
         ("experiment", "name: 7\noutput_dir: o\nmethod: dpo\ntask: t\nmodel: m", "name is 7; it must be a text"),
         (
             "stages",
@@ -128,7 +134,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(refused, tmp_path, c
 )
 def test_a_value_of_another_type_is_named_with_its_key(refused, tmp_path, command, content, words):
     (tmp_path / "spec.yaml").write_text(content)
-    refused([*{**SPECS, **OTHERS}[command], "spec.yaml"], words)
+    refused([*{**SPECS, **OTHERS}[command], "spec.yaml"], "spec.yaml", words)
 
 
 def test_a_text_of_millions_of_characters_is_shown_cut(refused, tmp_path):

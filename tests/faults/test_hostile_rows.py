@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 
-from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer
+from alignkit.cli import main
+from alignkit.tasks.toy import CHAT_TEMPLATE, byte_tokenizer, tiny_causal_lm
 from tests.faults.rows import GOOD, Row, four, make, stream
 
 ANSWERS = [
@@ -108,10 +109,70 @@ def test_a_barrier_names_the_formats_it_takes(refused):
 
 
 @pytest.mark.parametrize("method", GOOD)
-def test_a_bad_row_of_the_evaluation_set_is_named_as_one(refused, method):
+def test_a_bad_row_of_an_evaluation_set_is_named_by_the_sets_name(refused, method):
     column = next(reversed(GOOD[method]))
-    rows = Dataset.from_dict(four(method, **{column: {3: None}}))
-    refused(method, Dataset.from_dict(four(method)), "eval", "row 3: ", column, eval_dataset=rows)
+    rows, good = Dataset.from_dict(four(method, **{column: {3: None}})), Dataset.from_dict(four(method))
+    refused(method, good, "eval", "row 3: ", column, eval_dataset=rows)
+    refused(method, good, "hard", "row 3: ", column, eval_dataset={"easy": good, "hard": rows})
+
+
+@pytest.mark.parametrize("method", WITH_GRADIENTS)
+def test_a_bad_row_of_a_streamed_evaluation_set_is_named_when_it_is_read(tmp_path, method):
+    column = next(reversed(GOOD[method]))
+    sets = {"hard": stream(four(method, **{column: {2: "a\ud800b"}}))}
+    trainer = make(method, tmp_path, Dataset.from_dict(four(method)), eval_dataset=sets)
+    with pytest.raises(ValueError, match=rf"^hard row 2: {column} has '.ud800' at character 1"):
+        trainer.evaluate()
+
+
+COMMAND = {"reward": ["--head_names", "tidy"], "es": ["--reward_funcs", "LengthReward(shortest=1,longest=9)"]}
+
+
+@pytest.mark.parametrize("method", GOOD)
+def test_a_command_names_a_bad_row_of_a_file_and_leaves_no_folder(tmp_path, monkeypatch, capsys, method):
+    monkeypatch.chdir(tmp_path)
+    for part in (tiny_causal_lm(), byte_tokenizer()):
+        part.save_pretrained("model")
+    column = next(reversed(GOOD[method]))
+    Dataset.from_dict(four(method)).to_json("good.jsonl")
+    Dataset.from_dict(four(method, **{column: {2: None}})).to_json("bad.jsonl")
+    command = [method, "--model_name_or_path", "model", "--output_dir", "out", *COMMAND.get(method, [])]
+    capsys.readouterr()
+    for split, train, test in (("train", "bad", "good"), ("eval", "good", "bad")):
+        assert main([*command, "--dataset_name", f"{train}.jsonl", "--dataset_test_name", f"{test}.jsonl"]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alignkit")]
+        assert len(lines) == 1 and split in lines[0] and " row 2: " in lines[0] and column in lines[0]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl", "model"]
+
+
+# ---- Token ids ----
+
+NO_IDS = {"null": None, "empty": [], "text": "abc", "texts": ["a"], "number": 7}
+
+
+@pytest.mark.parametrize("kind", NO_IDS)
+def test_what_is_no_list_of_token_ids_is_named(refused, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("alignkit.row_checks.ROWS_PER_CHUNK", 2)
+    value = NO_IDS[kind]
+    if kind in ("null", "empty"):
+        ids, words = [[65, 66], [66], value, [67]], f"train row 2: column 'input_ids' is {value}; drop the row"
+    else:
+        ids, words = [value] * 4, "train: column 'input_ids' holds "
+    refused("barrier", Dataset.from_dict({"input_ids": ids}), words)
+    trainer = make("barrier", tmp_path, stream({"input_ids": [[65, 66], value]}))
+    with pytest.raises(ValueError, match=r"^train row 1: column 'input_ids' is .*; give it a list of token ids"):
+        trainer.train()
+
+
+def test_a_token_below_zero_is_named(refused):
+    ids = [[65, 66], [66, -5]]
+    refused("barrier", Dataset.from_dict({"input_ids": ids}), "train row 1: -5 is no token, of which the first is 0")
+    rows = {"chosen_ids": ids, "rejected_ids": [[67]] * 2}
+    refused("reward", Dataset.from_dict(rows), "train row 1: -5 is no token")
+    rows = {"chosen_ids": [[True, False]], "rejected_ids": [[67]]}
+    refused(
+        "reward", Dataset.from_dict(rows), "train row 0: column 'chosen_ids' must be a non-empty list of token ids"
+    )
 
 
 # ---- Chat messages ----
@@ -164,13 +225,25 @@ def test_messages_for_a_tokenizer_without_a_template_are_refused(refused, method
 
 @pytest.mark.parametrize("method", GOOD)
 def test_a_data_set_without_rows_is_refused(refused, method):
-    words = "train_dataset has no rows" if method == "es" else "the train dataset is empty; give it at least one row"
-    refused(method, Dataset.from_dict(four(method)).select([]), words)
+    rows = Dataset.from_dict(four(method))
+    no_rows = rows.select([])
+    words = "{}_dataset has no rows" if method == "es" else "the {} dataset is empty; give it at least one row"
+    refused(method, no_rows, words.format("train"))
+    refused(method, rows, words.format("eval"), eval_dataset=no_rows)
+    refused(method, rows, "hard", "rows" if method == "es" else "is empty", eval_dataset={"hard": no_rows})
 
 
 @pytest.mark.parametrize("method", ["barrier", "dpo"])
 def test_a_stream_without_rows_is_refused(refused, method):
-    refused(method, IterableDataset.from_generator(lambda: iter(())), "the train stream is empty")
+    no_rows = IterableDataset.from_generator(lambda: iter(()))
+    refused(method, no_rows, "the train stream is empty")
+    refused(method, stream(four(method)), "the hard stream is empty", eval_dataset={"hard": no_rows})
+
+
+def test_evolution_strategies_refuse_a_stream(refused):
+    refused(
+        "es", stream(four("es")), "train_dataset is a IterableDataset without a length; steps cycle through a known"
+    )
 
 
 @pytest.mark.parametrize("method", WITH_GRADIENTS)
@@ -184,7 +257,8 @@ def test_fewer_rows_than_a_batch_train_unless_they_would_be_dropped(refused, tmp
 
 
 @pytest.mark.parametrize("method", GOOD)
-def test_tokens_of_another_models_tokenizer_are_named(refused, method):
+def test_tokens_of_another_models_tokenizer_are_named(refused, monkeypatch, method):
+    monkeypatch.setattr("alignkit.row_checks.ROWS_PER_CHUNK", 2)
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["new"])
     rows = Dataset.from_dict(four(method, prompt={2: "a new one"}))

@@ -85,7 +85,7 @@ def train_and_look(method: str, folder: Path, record: Path) -> None:
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         steps = steps_on_disk(folder)
         for step in steps:
-            check_checkpoint(folder / f"checkpoint-{step}")
+            assert check_checkpoint(folder / f"checkpoint-{step}") is not None  # with its manifest
         if steps:
             assert newest_complete_checkpoint(folder) == folder / f"checkpoint-{steps[-1]}"
         seen.append([event, steps])

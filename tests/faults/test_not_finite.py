@@ -162,6 +162,23 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path
     stopped_in_step(trainer, tmp_path, "the loss is finite, every weight is finite", of)
 
 
+def test_a_gradient_is_looked_at_where_none_is_clipped_too(tmp_path):
+    trainer = make_trainer("dpo", tmp_path, max_grad_norm=0.0)
+    _, weight = weight_of(trainer.model, "lora_B")
+    trainer.add_callback(InStep(lambda: weight.register_hook(lambda gradient: gradient * math.nan)))
+    stopped_in_step(trainer, tmp_path, "the loss is finite, every weight is finite")
+
+
+def test_a_scaler_of_float16_skips_a_step_whose_gradient_overflows_and_the_run_goes_on(tmp_path):
+    trainer = make_trainer("dpo", tmp_path, max_steps=STEP + 1, save_strategy="no", max_grad_norm=0.0)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    _, weight = weight_of(trainer.model, "lora_B")
+    weight.register_hook(lambda gradient: gradient * math.inf if trainer.state.global_step + 1 == STEP else gradient)
+    trainer.train()
+    assert trainer.accelerator.scaler.get_scale() == 2.0
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
 # ---- Rewards of ES ----
 
 

@@ -26,6 +26,7 @@ from alignkit.storage import read_json, read_lines
 from alignkit.tasks.toy import STYLES, byte_tokenizer, tiny_causal_lm, tiny_sequence_classifier
 from tests.faults.damages import files_of
 from tests.faults.pickles import write_touching_pickle
+from tests.faults.processes import finish, start_ranks
 from tests.faults.trainings import METHODS, make_trainer
 
 # Files of a checkpoint that no resume reads.
@@ -110,6 +111,32 @@ def test_a_pickle_as_the_state_of_a_scaler_is_refused_by_name(tmp_path, marker):
     write_touching_pickle(tmp_path / "scaler.pt", marker)
     with pytest.raises(ValueError, match=r"scaler\.pt is refused"):
         trainer._load_scaler(str(tmp_path))
+
+
+ZERO = {
+    "zero_optimization": {"stage": 2},
+    "gradient_accumulation_steps": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+}
+
+
+def resume_with_deepspeed(folder: Path, marker: Path) -> None:
+    make_trainer("reward", folder, deepspeed=ZERO, max_steps=2).train()
+    checkpoint = folder / "checkpoint-1"
+    make_trainer("reward", folder, deepspeed=ZERO, max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+    (path,) = checkpoint.glob("global_step1/*_optim_states.pt")
+    write_touching_pickle(path, marker)
+    write_manifest(checkpoint, world_size=1)
+    with pytest.raises(ValueError, match=rf"{path}.* is refused"):
+        make_trainer("reward", folder, deepspeed=ZERO, max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.slow
+def test_a_pickle_as_the_optimiser_of_deepspeed_is_refused_by_name_and_its_own_is_loaded(tmp_path, marker):
+    pytest.importorskip("deepspeed")
+    (process,) = start_ranks(1, resume_with_deepspeed, tmp_path / "out", marker, output=tmp_path / "output")
+    assert finish(process) == 0, (tmp_path / "output-0").read_text()
 
 
 # ---- Models ----

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from alignkit.reliability import check_checkpoint
 from tests.faults.processes import finish, start, start_ranks
 from tests.faults.trainings import METHODS, make_trainer, state_of
+from tests.kl_barrier.conftest import prompts_and_completions
 
 ASKED = 143
 STEP = 3
@@ -97,6 +98,48 @@ def test_a_process_with_a_handler_of_its_own_keeps_it_and_goes_on(tmp_path):
 def test_a_run_that_does_not_save_or_shall_not_heed_it_is_ended_at_once(tmp_path, settings):
     assert terminated(tmp_path, "barrier", **settings) == -signal.SIGTERM
     assert checkpoints_in(tmp_path / "out") == []
+
+
+class TerminateItself(TrainerCallback):
+    """Sends its own process a SIGTERM in the third step, and notes what the trainer does from then on."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == STEP:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.done.clear()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.done.append("saved")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.done.append("evaluated")
+
+
+def ended_by_itself(folder: Path, **settings: Any) -> list[str]:
+    terminate = TerminateItself()
+    rows = prompts_and_completions(4)
+    trainer = make_trainer("barrier", folder, callbacks=[terminate], eval_dataset=rows, **settings)
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == ASKED
+    return terminate.done
+
+
+def test_a_run_that_saves_and_evaluates_by_epochs_saves_once_and_evaluates_nothing(tmp_path):
+    assert ended_by_itself(tmp_path, save_strategy="epoch", eval_strategy="epoch") == ["saved"]
+    assert checkpoints_in(tmp_path) == [f"checkpoint-{STEP}"]
+
+
+def test_the_last_checkpoint_stays_beside_the_best_one_though_one_alone_is_to_be_kept(tmp_path):
+    """Of a run that is not cut short the Trainer removes the last one at the end."""
+    settings = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    assert ended_by_itself(tmp_path, **settings, greater_is_better=True) == ["saved"]
+    best, last = checkpoints_in(tmp_path)
+    assert best in ("checkpoint-1", "checkpoint-2") and last == f"checkpoint-{STEP}"
+    check_checkpoint(tmp_path / last)
 
 
 def test_a_sigterm_in_the_last_step_lets_the_run_end_as_ever(tmp_path):

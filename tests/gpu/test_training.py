@@ -72,6 +72,7 @@ def test_bfloat16_has_the_losses_of_float32(tmp_path, method, lora):
     found, expected = (train(method, tmp_path / str(bf16), **ON_GPU, lora=lora, bf16=bf16) for bf16 in (True, False))
     for ours, theirs in zip(found.log, expected.log, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], **BF16)
+    assert found.log != expected.log  # else it was no bfloat16
     assert all(weight.isfinite().all() for weight in found.weights.values())
 
 

@@ -19,7 +19,9 @@ from alignkit.evaluation.judge.prompts import TemplatePrompts
 from alignkit.evaluation.results import Result, append_result, read_results
 from alignkit.evaluation.suites.data import read_rows
 from alignkit.evaluation.suites.mt_bench import read_baseline
+from alignkit.evaluation.suites.spec import read_spec as read_evaluation
 from alignkit.experiments.spec import read_experiment
+from alignkit.kl_barrier.rounds.spec import read_spec as read_rounds
 from alignkit.reliability.checkpoints import TRAINER_STATE, check_checkpoint
 from alignkit.reliability.manifest import MANIFEST, write_manifest
 from alignkit.rewards.word_lists import read_word_list
@@ -146,6 +148,32 @@ es: {reward: {model_weight: 0}, generated_tokens: 100}
 arms: {a: [sft, dpo], b: [es]}
 seeds: [0, 1]
 """
+EVALUATION = """\
+suite: [gsm8k, countdown]
+model: some/model
+output: out
+do_sample: true
+temperature: 0.5
+gsm8k: {max_new_tokens: 256, limit: 3}
+"""
+ROUNDS = """\
+model: some/model
+output_dir: out
+coherence_floor: 0.5
+rounds: 4
+personas: {positive: Be glad., negative: [Be sad., Be low.]}
+contexts: [The day, My hat]
+prompts: [The sea]
+steering: {layer_band: [0, 1], strengths: [1.0], max_new_tokens: 8, target_pass_rate: null}
+filters: {perplexity_limit: 1e6, repetition_limit: 2, keep_at_most: 4, min_kept: 2}
+probes:
+  coherence: {prefixes: [Is it], answers: [red, blue], conjunction: " and "}
+  trait: {prefixes: [I am], positive: [glad], negative: [sad]}
+  sample_prompts: [The sea]
+  sample_tokens: 6
+lora: {r: 2, target_modules: [q_proj]}
+training: {max_steps: 1, learning_rate: 1e-2, report_to: none}
+"""
 
 READERS: dict[str, Reader] = {
     "json": Reader("x.json", read_json, contents('{"a": [1, 2.5, null], "b": {"c": "\\u00e9"}}\n')),
@@ -157,6 +185,8 @@ READERS: dict[str, Reader] = {
     ),
     "experiment": Reader("x.yaml", read_experiment, contents(EXPERIMENT)),
     "stages": Reader("x.yaml", read_stages, contents(STAGES)),
+    "evaluation": Reader("x.yaml", lambda path: read_evaluation(path, {}, {}), contents(EVALUATION)),
+    "rounds": Reader("x.yaml", lambda path: read_rounds(path, on_cpu=True), contents(ROUNDS)),
     "results": Reader("x.jsonl", read_results, result_lines),
     "sheet": Reader("sheet_ann.csv", lambda path: read_ratings([path], path.parent / "key.json"), valid_sheet),
     "key": Reader("key.json", lambda path: read_ratings([path.parent / "sheet_bob.csv"], path), valid_key),

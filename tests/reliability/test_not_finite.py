@@ -26,6 +26,13 @@ def test_nothing_is_finite():
     assert are_finite([], CPU) and are_finite([torch.empty(0)], CPU)
 
 
+def test_a_weight_that_deepspeed_has_emptied_is_looked_at_where_its_part_is():
+    weight = nn.Parameter(torch.empty(0))
+    weight.ds_tensor = torch.tensor([1.0, torch.nan])
+    assert not are_finite([weight], CPU)
+    assert first_not_finite([("a", weight)]) == "a (1 of 2 values)"
+
+
 def test_the_first_bad_tensor_is_named_with_its_number_of_bad_values():
     named = [("a", torch.ones(3)), ("b", torch.tensor([1.0, torch.nan, torch.inf])), ("c", torch.tensor([torch.nan]))]
     assert first_not_finite(named) == "b (2 of 3 values)"

@@ -16,7 +16,10 @@ from alignkit.stages.graph import Graph, make_graph
 from alignkit.stages.rewards import build_rewards, read_heuristics
 from alignkit.stages.run_one import carry_out
 from alignkit.stages.spec import StagesSpec, build_spec
+from tests.contract.test_process_count import launcher_environment
 from tests.stages.conftest import QUICK, ROLLOUTS
+
+__all__ = ["launcher_environment"]
 
 LARGE_STEPS = {**QUICK, "learning_rate": 1e-2}
 
@@ -38,6 +41,12 @@ def run(content: dict[str, Any], *kinds: str) -> tuple[StagesSpec, Graph, dict[s
             folders[node.kind].write_config(node.config)
             carry_out(folders[node.kind])
     return spec, graph, folders
+
+
+def test_a_stage_of_trls_that_was_to_be_one_of_two_processes_refuses_to_train_alone(launcher_environment, content):
+    launcher_environment(2)
+    with pytest.raises(ValueError, match="processes were asked for but this one trains alone"):
+        run(content, "sft")
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:

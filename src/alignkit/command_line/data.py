@@ -60,6 +60,8 @@ def load_splits(name: str, config: str | None = None, *, streaming: bool = False
     except (DatasetGenerationError, ValueError, OSError) as error:
         if isinstance(error, OSError) and not is_saved:  # which says itself what there is not
             raise
+        if "corresponds to no data" in str(error):  # datasets' words for a file with nothing but a head or blank lines
+            raise ValueError(f"{name} has no rows; give at least one") from error
         raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
 
 

@@ -23,7 +23,15 @@ from trl import TrlParser
 
 from alignkit.command_line.config import DataArguments, ModelArguments, RunArguments
 from alignkit.command_line.one_line import OneLineParser
-from alignkit.spec_files import check_known, fitted_value, known_mapping, read_spec_file, read_value, to_yaml
+from alignkit.spec_files import (
+    check_known,
+    fitted_value,
+    known_mapping,
+    of_file_or_flag,
+    read_spec_file,
+    read_value,
+    to_yaml,
+)
 
 # What says how the command is carried out, or where it takes up again, and so is no part of what a run is.
 NOT_OF_THE_RUN = {"config", "resume_from_checkpoint", *(field.name for field in fields(RunArguments))}
@@ -128,7 +136,8 @@ class TrainingParser(OneLineParser, TrlParser):
             name: value for name, value in values.items() if name not in NOT_OF_THE_RUN and value != defaults[name]
         }
         del values["config"]
-        run, data, model, training = self.parse_dict(copy.deepcopy(values))
+        with of_file_or_flag(path):
+            run, data, model, training = self.parse_dict(copy.deepcopy(values))
         return Parsed(run, data, model, training, changed)
 
     def _checked(self, content: Any) -> dict[str, Any]:

@@ -70,7 +70,13 @@ def train_here(name: str, parsed: Any) -> None:
     train, test = train_and_test(parsed.data)
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)  # the adapter is drawn before the trainer seeds anything
-    trainer = build_trainer(name, parsed, train, test)
+    is_new = not folder.exists()
+    try:
+        trainer = build_trainer(name, parsed, train, test)
+    except (OSError, ValueError):
+        if is_new and is_first and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # which the Trainer makes before all is checked
+        raise
     if is_first:
         describe_run(folder, parsed.to_yaml())
     with logged(folder) if is_first else nullcontext():

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, shown_to_parent
+from alignkit._compat import keep_cpu_4bit_gradients_right, shown_to_parent
 from alignkit.dpo import checkpoints
 from alignkit.dpo.batches import make_collator
 from alignkit.dpo.checks import refuse_to_find, refuse_what_cannot_work
@@ -36,6 +36,7 @@ from alignkit.dpo.references import manage_reference, models_of, reference_for_p
 from alignkit.dpo.rows import prepare_checked
 from alignkit.metrics import count_real_rows
 from alignkit.reference.checkpoints import SeveralAdapters
+from alignkit.reliability.process_count import check_process_count
 from alignkit.reliability.trainer import ReliableTraining
 from alignkit.row_checks import refuse_empty
 from alignkit.steps import StepCallback, share_done

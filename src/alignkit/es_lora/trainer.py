@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from alignkit._compat import check_process_count, shown_to_parent
+from alignkit._compat import shown_to_parent
 from alignkit.es_lora.adapters import add_adapter, end_and_pad_tokens, load_base, longest_prompt
 from alignkit.es_lora.backends import BackendSettings, make_backend
 from alignkit.es_lora.centre import Centre
@@ -41,6 +41,7 @@ from alignkit.es_lora.timing import Stopwatch, write_breakdown
 from alignkit.es_lora.update import Update, UpdateSettings
 from alignkit.reliability import NonFiniteError
 from alignkit.reliability.checkpoints import TRAINER_STATE
+from alignkit.reliability.process_count import check_process_count
 from alignkit.reliability.trainer import ReliableTraining
 
 

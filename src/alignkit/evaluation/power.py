@@ -91,12 +91,12 @@ def pairs_needed(difference: float, std: float, *, power: float = POWER, level: 
         raise ValueError(f"difference={difference} cannot be looked for; give the smallest one that matters")
     low, high = 1, 2
     while power_of(difference, std, high, level=level) < power:
-        low, high = high, 2 * high
-        if high > MOST_PAIRS:
+        if high == MOST_PAIRS:
             raise ValueError(
                 f"a difference of {difference} with a standard deviation of {std} needs more than {MOST_PAIRS} pairs; "
                 "give a larger one"
             )
+        low, high = high, min(2 * high, MOST_PAIRS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(difference, std, middle, level=level) >= power else (middle, high)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from alignkit.kl_barrier.dual import DualWeight
 from alignkit.reference import ReferenceManager
@@ -28,18 +27,9 @@ def load_state(folder: str | Path, dual: DualWeight | None, reference: Reference
         ValueError: the checkpoint lacks what these need, or it cannot be read.
     """
     if dual is not None:
-        dual.load_state_dict(load_dual(folder))
+        path = existing_file(folder, STATE_FILE, "target_kl")
+        try:
+            dual.load_state_dict(read_json(path)["dual"])
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged (it has no {error}); resume from an earlier checkpoint") from error
     load_reference(folder, REFERENCE_FILE, reference)
-
-
-def load_dual(folder: str | Path) -> dict[str, Any]:
-    """State of the dual weight.
-
-    Raises:
-        ValueError: the checkpoint has none, or it cannot be read.
-    """
-    path = existing_file(folder, STATE_FILE, "target_kl")
-    try:
-        return read_json(path)["dual"]
-    except KeyError as error:
-        raise ValueError(f"{path} is damaged (it has no {error}); resume from an earlier checkpoint") from error

@@ -18,7 +18,14 @@ from jinja2 import TemplateError
 
 from alignkit._compat import shown_to_parent
 from alignkit.kl_barrier.sequences import IGNORED_LABEL
-from alignkit.row_checks import ROWS_PER_CHUNK, check_same_kind, check_text, checked_rows, row_refused_by_template
+from alignkit.row_checks import (
+    ROWS_PER_CHUNK,
+    check_same_kind,
+    check_text,
+    check_tokenised,
+    checked_rows,
+    row_refused_by_template,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +58,9 @@ def prepare_rows(
     """
     has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"  # which the parent refuses
     is_tokenised = len(dataset) and "input_ids" in dataset.column_names if isinstance(dataset, Dataset) else False
-    if formatting_func is None and not has_transform and not is_tokenised:
+    if is_tokenised and not has_transform:
+        check_tokenised(dataset, "input_ids", split)
+    elif formatting_func is None and not has_transform:
         has_template = tokenizer.chat_template is not None
         check = partial(check_row, text_field=args.dataset_text_field, has_template=has_template)
         dataset = checked_rows(dataset, split, check)
@@ -72,12 +81,15 @@ def prepare_rows(
 
 
 def check_row(row: Mapping[str, Any], *, text_field: str, has_template: bool) -> None:
-    """Check a row of any format that TRL's `SFTTrainer` takes; token ids pass.
+    """Check a row of any format that TRL's `SFTTrainer` takes.
 
     Raises:
         ValueError: names the column, its value and the fix; the caller adds the split and the row number.
     """
-    if "input_ids" in row:
+    if "input_ids" in row:  # of a stream
+        ids = row["input_ids"]
+        if not (isinstance(ids, list) and ids and all(isinstance(token, int) for token in ids)):
+            raise ValueError(f"column 'input_ids' is {ids!r:.80}; give it a list of token ids, or drop the row")
         return
     if "prompt" in row:
         if "completion" not in row:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
-from alignkit._compat import check_process_count, keep_cpu_4bit_gradients_right, shown_to_parent
+from alignkit._compat import keep_cpu_4bit_gradients_right, shown_to_parent
 from alignkit.fused_head.modeling import HeadInput, add_reference_head, causal_lm_of
 from alignkit.kl_barrier import checkpoints
 from alignkit.kl_barrier.barrier import (
@@ -44,6 +44,7 @@ from alignkit.metrics import count_real_rows, gather_around
 from alignkit.reference import ReferenceManager
 from alignkit.reference.checkpoints import SeveralAdapters
 from alignkit.reliability.not_finite import NonFiniteError
+from alignkit.reliability.process_count import check_process_count
 from alignkit.reliability.trainer import ReliableTraining
 from alignkit.row_checks import refuse_empty
 from alignkit.steps import StepCallback, share_done

@@ -3,5 +3,12 @@
 from alignkit.reliability.checkpoints import check_checkpoint, newest_complete_checkpoint
 from alignkit.reliability.manifest import DamagedCheckpointError
 from alignkit.reliability.not_finite import NonFiniteError
+from alignkit.reliability.process_count import check_process_count
 
-__all__ = ["DamagedCheckpointError", "NonFiniteError", "check_checkpoint", "newest_complete_checkpoint"]
+__all__ = [
+    "DamagedCheckpointError",
+    "NonFiniteError",
+    "check_checkpoint",
+    "check_process_count",
+    "newest_complete_checkpoint",
+]

@@ -28,7 +28,7 @@ def are_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
 def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name of the first tensor with a NaN or an infinity, with how many, or None. Waits for the device."""
     for name, tensor in named:
-        part = _local(tensor.detach())
+        part = _local(tensor).detach()
         n_bad = int((~torch.isfinite(part)).sum())
         if n_bad:
             return f"{name} ({n_bad:,} of {part.numel():,} values)"
@@ -50,4 +50,5 @@ def describe(model: nn.Module, loss: float) -> str:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """What this rank holds of a tensor that FSDP2 shards, or of a weight that ZeRO-3 does, whose own data is empty."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 
+from alignkit._compat import shown_to_parent
 from alignkit.reliability.checkpoints import (
     SAVING,
     TRAINER_STATE,
@@ -32,7 +33,9 @@ from alignkit.reliability.checkpoints import (
     publish,
     remove_older,
 )
+from alignkit.reliability.manifest import MANIFEST
 from alignkit.reliability.not_finite import NonFiniteError, are_finite, describe, first_not_finite
+from alignkit.reliability.pickles import only_tensors_unpickled
 from alignkit.reliability.termination import EXIT_CODE, Termination
 from alignkit.storage import PICKLED_WEIGHTS, read_json, refused_pickles_named, write_json
 
@@ -51,6 +54,10 @@ class _EndWithCheckpoint(TrainerCallback):
         if self._is_agreed():
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False  # there may be little time left
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self._is_agreed():  # and the step has saved already
+            control.should_save = control.should_evaluate = False
 
 
 class ReliableTraining:
@@ -94,9 +101,9 @@ class ReliableTraining:
         finally:
             self.remove_callback(end)
         self._refuse_bad_weights("at the end of the training")
-        step = self.state.global_step
-        if self._is_ending and step < self.state.max_steps:
+        if self._is_cut_short():
             if self.args.should_save:
+                step = self.state.global_step
                 print(f"SIGTERM: ended after step {step}, checkpoint-{step} is complete", file=sys.stderr)
             raise SystemExit(EXIT_CODE)
         return output
@@ -126,8 +133,12 @@ class ReliableTraining:
         return answer[0]
 
     def _choose(self: Any, asked: str | bool) -> Path:
-        checkpoint = newest_complete_checkpoint(self.args.output_dir) if asked is True else Path(str(asked))
-        manifest = check_checkpoint(checkpoint)
+        if asked is True:
+            checkpoint = newest_complete_checkpoint(self.args.output_dir)
+        else:
+            checkpoint = Path(str(asked))
+            check_checkpoint(checkpoint)
+        manifest = read_json(checkpoint / MANIFEST) if (checkpoint / MANIFEST).is_file() else None
         if manifest is None:
             logger.warning(
                 "%s has no manifest, so its files cannot be compared with what was saved; they are all there",
@@ -147,6 +158,23 @@ class ReliableTraining:
         # From a checkpoint of the last step the Trainer would take one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]  # of the Trainer
+
+    def _is_cut_short(self: Any) -> bool:
+        return self._is_ending and self.state.global_step < self.state.max_steps
+
+    def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Else the Trainer loads the best model and, with `save_total_limit=1`, removes the checkpoint just saved.
+        as_of_no_end = {"load_best_model_at_end": False, "save_total_limit": None} if self._is_cut_short() else {}
+        with shown_to_parent(self.args, **as_of_no_end):
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]  # of the Trainer
+
+    def _prepare_for_training(self: Any, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        with only_tensors_unpickled(resume_from_checkpoint, by_deepspeed=self.is_deepspeed_enabled):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
+
+    def _load_best_model(self: Any) -> None:
+        with only_tensors_unpickled(self.state.best_model_checkpoint, by_deepspeed=self.is_deepspeed_enabled):
+            super()._load_best_model()  # type: ignore[misc]  # of the Trainer
 
     # ---- Before every optimiser step ----
 
@@ -181,7 +209,7 @@ class ReliableTraining:
         self._is_ending = n_free < self.accelerator.num_processes
 
     def _refuse_bad_weights(self: Any, when: str) -> None:
-        trained = (parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad)
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         n_good = self._sum_over_ranks(are_finite(trained, self.args.device).float()).item()
         if n_good < self.accelerator.num_processes:
             name = first_not_finite(self.model.named_parameters()) or "on another rank"

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from alignkit.reward_model.data import ENCODED_FEATURES, EncodedStream, RowEncoder, encode_dataset
 from alignkit.reward_model.negatives import NegativePool
 from alignkit.reward_model.report import count_negatives, count_row, loss_summary, new_report
-from alignkit.row_checks import check_token_ids, check_tokens
+from alignkit.row_checks import check_token_ids, check_tokens, rows_of
 
 logger = logging.get_logger(__name__)
 
@@ -88,10 +88,10 @@ class DataPreparation:
         with PartialState().main_process_first():
             encoded = encode_dataset(dataset, encoder, settings.dataset_num_proc)
         member_weights = _member_weights(pool, self.head_names, settings)
-        for row in encoded.remove_columns(["input_ids", "text_key"]):
+        for row in rows_of(encoded.remove_columns(["input_ids", "text_key"])):
             count_row(report, row, self.head_names, member_weights)
         encoded = encoded.filter(lambda dropped: not dropped, input_columns="dropped")
-        members = _members(encoded.select_columns(["text_key", "member", "member_head"]))
+        members = _members(rows_of(encoded.select_columns(["text_key", "member", "member_head"])))
         self._check(split, encoded, members, pool, settings)
         if members and pool is not None:
             pool = pool.without_conflicts(members, on_conflict=settings.on_conflict)

@@ -212,7 +212,7 @@ def _text(row: Mapping[str, Any], column: str) -> Text:
     """Column `column`, after `prompt` when there is one, as a string, chat messages, or token ids (`<column>_ids`)."""
     ids = row.get(f"{column}_ids")
     if ids is not None:
-        if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
+        if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
             raise ValueError(f"column '{column}_ids' must be a non-empty list of token ids, got {ids!r}")
         return ids
     text: Any = row.get(column)

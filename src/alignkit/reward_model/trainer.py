@@ -21,12 +21,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.reward_trainer import RewardTrainer
 
 from alignkit._compat import (
-    check_process_count,
     keep_cpu_4bit_gradients_right,
     seen_as_single_label,
     shown_to_parent,
 )
 from alignkit.metrics import MetricSums, gather_ragged
+from alignkit.reliability.process_count import check_process_count
 from alignkit.reliability.trainer import ReliableTraining
 from alignkit.reward_model.batching import ComparisonCollator
 from alignkit.reward_model.card import reward_model_card

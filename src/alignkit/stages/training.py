@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from alignkit.evaluation.results import origin
 from alignkit.experiments.run_folder import mark_complete, time_before
 from alignkit.experiments.training import load_tokenizer, peak_memory_gib
+from alignkit.reliability import check_process_count
 from alignkit.rewards.hybrid import HybridReward
 from alignkit.stages.artefacts import RECORD_FILE, StageFolder
 from alignkit.stages.config import make_config
@@ -52,14 +53,16 @@ class Checkpoints(TrainerCallback):
 
 
 def stage_config(folder: StageFolder, config: dict[str, Any]) -> Any:
-    """The trainer's config of a stage."""
-    return make_config(
+    """The trainer's config of a stage; TRL's own trainers would train alone where two processes were asked for."""
+    args = make_config(
         config["config_name"],
         config["training"],
         output_dir=str(folder.trainer),
         seed=config["seed"],
         on_cpu=not torch.accelerator.is_available(),
     )
+    check_process_count(args.device, args.world_size)
+    return args
 
 
 def stage_data(config: dict[str, Any]) -> Dataset:

@@ -111,6 +111,12 @@ def test_an_unknown_key_is_answered_with_the_nearest_one(tmp_path, spec, where, 
         assert f"the nearest is {nearest!r}" in str(error.value)
 
 
+def test_a_conjunction_that_is_no_text_is_named(tmp_path, spec):
+    spec["probes"]["coherence"]["conjunction"] = ["or"]
+    with pytest.raises(ValueError, match=r"spec\.yaml: probes\.coherence\.conjunction is \['or'\]; it must be a text"):
+        read_spec(Path(write(tmp_path, spec)), on_cpu=True)
+
+
 @pytest.mark.parametrize("key", ["model", "output_dir", "personas", "contexts", "prompts", "probes"])
 def test_a_missing_key_is_named(capsys, tmp_path, spec, key):
     del spec[key]

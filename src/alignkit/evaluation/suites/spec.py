@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation.suites.suite import Suite
-from alignkit.evaluation.suites.table import SUITES, build_suite, suite_class
-from alignkit.spec_files import field_names, fitted, known_mapping, read_spec_file, required
+from alignkit.evaluation.suites.table import SUITES, build_suite, fitted_options, suite_class
+from alignkit.spec_files import field_names, fitted, known_mapping, of_file_or_flag, read_spec_file, required
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja")
 
@@ -141,11 +141,12 @@ def read_spec(path: Path | None, given: Mapping[str, Any], options: Mapping[str,
     content = read_spec_file(path, _checked) if path is not None else {}
     values = {key: value for key, value in content.items() if key not in SUITES}
     values = {**values, **given}
-    required(values, ("model", "suite", "output"), "an evaluation")
-    merged = {name: dict(content[name] or {}) for name in values["suite"] if name in SUITES and name in content}
-    for name, of_suite in options.items():
-        merged[name] = {**merged.get(name, {}), **of_suite}
-    return EvaluationSpec(**values, options=merged)
+    with of_file_or_flag(path):
+        required(values, ("model", "suite", "output"), "an evaluation")
+        merged = {name: dict(content[name] or {}) for name in values["suite"] if name in SUITES and name in content}
+        for name, of_suite in options.items():
+            merged[name] = {**merged.get(name, {}), **of_suite}
+        return EvaluationSpec(**values, options=merged)
 
 
 def _checked(content: Any) -> dict[str, Any]:
@@ -156,8 +157,8 @@ def _checked(content: Any) -> dict[str, Any]:
         own["suite"] = [own["suite"]]
     for name in SUITES:
         if name in top:
-            known_mapping(top[name], name, field_names(suite_class(name)))
-    return {**top, **{key: _as_list(value) for key, value in fitted(EvaluationSpec, own, "the file").items()}}
+            fitted_options(name, top[name])
+    return {**top, **{key: _as_list(value) for key, value in fitted(EvaluationSpec, own, "").items()}}
 
 
 def _as_list(value: Any) -> Any:

@@ -46,6 +46,15 @@ def build_suite(name: str, options: Mapping[str, Any]) -> Suite:
     Raises:
         ValueError: an unknown suite or field (gives the nearest), or a value that does not fit; names the field.
     """
+    return construct(suite_class(name), name, fitted_options(name, options))
+
+
+def fitted_options(name: str, options: Any) -> dict[str, Any]:
+    """The fields of a suite that a YAML file gives, each of its type.
+
+    Raises:
+        ValueError: as [`build_suite`], but for what the suite itself refuses.
+    """
     kind = suite_class(name)
     hints = get_type_hints(kind)
     values = known_mapping(options, name, field_names(kind))
@@ -60,7 +69,7 @@ def build_suite(name: str, options: Mapping[str, Any]) -> Suite:
         if isinstance(value, str) and Path in (hints[field], *get_args(hints[field]))
     }
     others = {field: value for field, value in values.items() if field not in paths}
-    return construct(kind, name, {**fitted(kind, others, name), **paths})
+    return {**fitted(kind, others, name), **paths}
 
 
 def suite_settings(suite: Any) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def _probes(value: Any, folder: Path) -> RoundProbes:
             raise ValueError(f"probes.{key} is missing")
     coherence = known_mapping(probes["coherence"], "probes.coherence", ("prefixes", "answers", "conjunction"))
     trait = known_mapping(probes["trait"], "probes.trait", ("prefixes", "positive", "negative"))
+    if "conjunction" in coherence:
+        fitted_value(coherence["conjunction"], str, "probes.coherence.conjunction")
     prefixes = _texts(coherence.get("prefixes"), "probes.coherence.prefixes", folder)
     answers = coherence.get("answers")
     if isinstance(answers, list) and answers and not isinstance(answers[0], list):
