@@ -165,8 +165,7 @@ def check_tokenised(dataset: Dataset, column: str, split: str) -> None:
     start = 0
     for table in dataset.select_columns([column]).with_format("arrow").iter(ROWS_PER_CHUNK):
         lists = table.column(column).combine_chunks()
-        is_list = pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)
-        if not (is_list and pa.types.is_integer(lists.type.value_type)):
+        if not (_is_list(lists.type) and pa.types.is_integer(lists.type.value_type)):
             raise ValueError(f"{split}: column {column!r} holds {lists.type}; it must hold lists of token ids")
         empty = np.flatnonzero(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False) == 0)
         if empty.size:
@@ -223,11 +222,15 @@ def check_tokens(ids: Sequence[int], n_embeddings: int, tokenizer: Any, where: s
 def _first_unknown(lists: pa.Array, n_embeddings: int) -> tuple[int, int | None]:
     """The first row with a token that has no embedding, and the token; None where there is none."""
     rows = np.arange(len(lists))
-    while pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type):
+    while _is_list(lists.type):
         rows, lists = rows[pc.list_parent_indices(lists).to_numpy()], pc.list_flatten(lists)
     tokens = lists.to_numpy(zero_copy_only=False)
     unknown = np.flatnonzero((tokens < 0) | (tokens >= n_embeddings))
     return (int(rows[unknown[0]]), lists[int(unknown[0])].as_py()) if unknown.size else (0, None)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def check_fills_a_batch(args: Any, dataset: Any) -> None:
