@@ -58,9 +58,9 @@ def test_sampling_on_a_server_is_repeatable(tmp_path):
 
 def test_a_server_too_slow_for_one_member_ends_the_training_in_words(tmp_path):
     with serving("sglang") as (server, url):
-        trainer = make_es_trainer(tmp_path, backend="sglang", backend_url=url, backend_timeout_s=1.0, **GREEDY)
-        server.faults.reply_seconds, server.faults.slow_or_failing = 3.0, "-step1-3"
-        with pytest.raises(BackendError, match=r"has not answered /generate within 1.0 s; raise backend_timeout_s"):
+        trainer = make_es_trainer(tmp_path, backend="sglang", backend_url=url, backend_timeout_s=3.0, **GREEDY)
+        server.faults.reply_seconds, server.faults.slow_or_failing = 9.0, "-step1-3"
+        with pytest.raises(BackendError, match=r"has not answered /generate within 3.0 s; raise backend_timeout_s"):
             trainer.train()
     assert len([record for record in history(trainer) if "fitness" in record]) == 1  # the first step is kept
 

@@ -237,6 +237,13 @@ def test_noise_in_half_precision_is_summed_in_float32():
     torch.testing.assert_close(gradient, -noise.float().mean(0))
 
 
+def test_a_shaped_fitness_in_float64_gives_a_gradient_in_float32():
+    shaped = torch.ones(2, dtype=torch.float64)
+    assert es_gradient(shaped, torch.ones(2, 3), 1.0, divide_by_sigma=False).dtype == torch.float32
+    a, b = torch.ones(2, 3, 1), torch.ones(2, 1, 4)
+    assert low_rank_es_gradient(shaped, a, b, 1.0, divide_by_sigma=False).dtype == torch.float32
+
+
 def test_a_population_without_variance_gives_a_zero_step():
     shaped = shape_fitness(torch.full((4,), 0.7), "z_score")
     assert not es_gradient(shaped, population(4), 0.1, divide_by_sigma=True).any()
@@ -246,6 +253,7 @@ def test_decay_pulls_to_the_anchor():
     param, anchor = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
     assert anchor_decay(param, anchor, 0.5).tolist() == [0.5, -1.0]
     assert not anchor_decay(anchor, anchor, 0.5).any()
+    assert not anchor_decay(param, anchor, 0.0).any()
 
 
 # ---- Bad input ----
@@ -262,8 +270,14 @@ def test_input_that_does_not_fit_is_refused():
         es_gradient(torch.ones(2), torch.ones(3, 3), 1.0, divide_by_sigma=False)
     with pytest.raises(ValueError, match="call replace_failed"):
         es_gradient(torch.tensor([1.0, math.nan]), torch.ones(2, 3), 1.0, divide_by_sigma=False)
-    with pytest.raises(ValueError, match=r"\(P, H, R\), \(P, R, O\)"):
-        low_rank_es_gradient(torch.ones(2), torch.ones(2, 3, 1), torch.ones(2, 2, 3), 1.0, divide_by_sigma=False)
+    for n_members, a, b in (
+        (2, (2, 3, 1), (2, 2, 3)),
+        (3, (2, 3, 1), (2, 1, 4)),
+        (2, (2, 3, 1, 5), (2, 1, 4)),
+        (2, (2, 3, 1), (2, 1, 4, 5)),
+    ):
+        with pytest.raises(ValueError, match=r"\(P, H, R\), \(P, R, O\)"):
+            low_rank_es_gradient(torch.ones(n_members), torch.ones(a), torch.ones(b), 1.0, divide_by_sigma=False)
     with pytest.raises(ValueError, match="3 members; antithetic pairs need an even number"):
         streamed_es_gradient(
             torch.ones(3), {"a": (2,)}, {"a": 1.0}, seed=0, step=0, antithetic=True, divide_by_sigma=False

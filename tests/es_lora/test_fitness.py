@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from alignkit.es_lora import (
     FITNESS_SHAPINGS,
+    SignalToNoise,
     combine_rewards,
     has_variance,
     replace_failed,
@@ -159,6 +160,18 @@ def test_prompts_of_different_difficulty_are_no_variance_between_members():
     assert has_variance(torch.tensor([[1.0, 5.0], [1.0, 5.1]]))
 
 
+def test_eight_last_bits_of_the_largest_are_rounding_and_nine_are_not():
+    bit = torch.finfo(torch.float32).eps
+    assert not has_variance(torch.tensor([1.0, 1 - 8 * bit]))
+    assert has_variance(torch.tensor([1.0, 1 - 9 * bit]))
+    assert has_variance(torch.tensor([1e-8, 2e-8]))
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0])
+def test_a_missing_reward_is_no_variance(value):
+    assert not has_variance(torch.tensor([[value], [value], [NAN]]))
+
+
 def test_a_population_of_one_has_no_variance():
     assert shaped([3.0], "centered_rank") == [0.0]
 
@@ -198,9 +211,9 @@ def test_nothing_failed_changes_nothing():
         ([[1.0, 2.0], [NAN, NAN]], "prompt_baseline", r"members \[1\]"),
         ([[1.0, 2.0], [INF, 1.0]], "prompt_baseline", r"members \[1\]"),
         ([1.0, 2.0, 3.0], "sign", "3 members; 'sign' compares pairs"),
-        ([1.0, 2.0], "rank", "fitness_shaping is 'rank'; choose one of 'z_score'"),
-        ([1.0, 2.0], "prompt_baseline", r"needs floats \(P, M\)"),
-        ([[1.0], [2.0]], "z_score", r"needs floats \(P,\)"),
+        ([1.0, 2.0], "rank", "fitness_shaping is 'rank'; choose one of 'z_score', 'centered_rank'"),
+        ([1.0, 2.0], "prompt_baseline", r"needs floats \(P, M\): one for each member and prompt$"),
+        ([[1.0], [2.0]], "z_score", r"needs floats \(P,\): one for each member$"),
         ([], "z_score", r"needs floats \(P,\)"),
         ([1, 2], "z_score", "torch.int64"),
     ],
@@ -223,6 +236,10 @@ def test_a_reward_function_that_does_not_apply_is_left_out_of_the_sum():
 def test_rewards_of_any_leading_shape_are_combined():
     rewards = torch.arange(24.0).view(2, 3, 4)
     torch.testing.assert_close(combine_rewards(rewards, torch.ones(4)), rewards.sum(-1))
+
+
+def test_the_sum_of_rewards_has_their_dtype():
+    assert combine_rewards(torch.ones(3, 2), torch.ones(2, dtype=torch.float64)).dtype == torch.float32
 
 
 def test_another_number_of_weights_than_functions_is_refused():
@@ -255,6 +272,48 @@ def test_one_prompt_is_judged_by_its_rollouts():
     # Members' means 1 and 5; deviations ±1 and ±1: variance 2 of one rollout, 1 of a mean of two.
     found = signal_to_noise(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
     assert (found.between, found.within, found.ratio) == pytest.approx((8.0, 1.0, 7.0))
+
+
+def test_members_that_differ_less_than_by_chance_have_no_signal():
+    # All means are 1; what is left of every cell is ±1.
+    found = signal_to_noise(torch.tensor([[0.0, 2.0], [2.0, 0.0]])[:, :, None])
+    assert found == SignalToNoise(0.0, 4 / 1 / 2, 0.0, "sigma_too_small")
+
+
+def test_members_that_differ_alike_on_every_prompt_are_all_signal():
+    found = signal_to_noise(torch.tensor([[0.0, 0.0], [1.0, 1.0]])[:, :, None])
+    assert found == SignalToNoise(0.5, 0.0, INF, "ok")
+
+
+@pytest.mark.parametrize(("variance", "verdict"), [(18.8, "sigma_too_small"), (19.1, "ok")])
+def test_three_members_on_two_prompts_need_19_times_the_variance_by_chance(variance, verdict):
+    # F with 2 and 2 degrees of freedom exceeds x by chance in 1 of 1 + x. Members' means −√v, 0, √v; within 4 / 2 / 2.
+    member = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) * math.sqrt(variance)
+    rest = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    found = signal_to_noise(torch.stack([member + rest, member - rest], dim=1)[:, :, None])
+    assert (found.between, found.within) == pytest.approx((variance, 1.0))
+    assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(("centre", "verdict"), [(19.0, "unknown"), (20.0, "sigma_too_large")])
+def test_a_centre_more_than_two_standard_deviations_above_the_mean_member_is_broken_by_the_noise(centre, verdict):
+    # Members 0 and 10: mean 5, 2 √50 = 14.1; one prompt and one rollout tell nothing of chance.
+    found = signal_to_noise(torch.tensor([0.0, 10.0]).view(2, 1, 1), torch.tensor([[centre]]))
+    assert found.between == pytest.approx(50.0) and found.verdict == verdict
+    assert math.isnan(found.within) and math.isnan(found.ratio)
+
+
+@pytest.mark.parametrize(("bits", "verdict"), [(8, "no_variance"), (9, "sigma_too_large")])
+def test_a_centre_above_equal_members_by_eight_last_bits_is_rounding(bits, verdict):
+    member = 1 - bits * torch.finfo(torch.float64).eps
+    rewards = torch.full((4, 1, 1), member, dtype=torch.float64)
+    assert signal_to_noise(rewards, torch.ones(1, 1, dtype=torch.float64)).verdict == verdict
+
+
+def test_members_that_differ_by_rounding_have_no_variance_at_all():
+    rewards = torch.full((4, 2, 1), 0.1)
+    rewards[1, 0] = torch.nextafter(rewards[1, 0], torch.tensor(1.0))
+    assert signal_to_noise(rewards) == SignalToNoise(0.0, 0.0, 0.0, "no_variance")
 
 
 def test_the_estimated_ratio_is_the_ratio_of_the_variances():

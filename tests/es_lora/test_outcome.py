@@ -5,7 +5,7 @@ import math
 import torch
 
 from alignkit.es_lora.fitness import SignalToNoise, shape_fitness
-from alignkit.es_lora.outcome import PERCENTILES, Outcome, step_outcome
+from alignkit.es_lora.outcome import PERCENTILES, Outcome, completion_rewards, step_outcome
 
 
 def test_a_step_whose_pairs_all_tie_moves_nothing_though_members_differ():
@@ -44,6 +44,25 @@ def test_a_completion_that_failed_fails_its_member_but_only_itself_of_the_centre
     assert outcome.fitness[0].item() == (10 + 32 + 54 + 76) / 4
     assert outcome.fitness[1].isnan() and outcome.failed == 1
     assert outcome.centre == (16 + 208 + 252) / 3
+
+
+def test_a_completion_has_no_reward_where_a_function_failed_and_the_others_have_theirs():
+    rewards = torch.tensor([[1.0, 2.0], [torch.inf, 2.0], [torch.nan, 2.0]])
+    found = completion_rewards(rewards, torch.tensor([1.0, 10.0]))
+    assert found[[0, 2]].tolist() == [21.0, 20.0] and found[1].isnan()
+
+
+def test_the_signal_of_a_step_is_that_of_its_members_against_the_centre():
+    rewards = torch.tensor([0.0, 4.0, 8.0, 30.0], dtype=torch.float64).view(4, 1, 1, 1)  # 3, and the centre
+    outcome = step_outcome(rewards, torch.ones(1, dtype=torch.float64), lambda fitness, per_prompt: fitness)
+    assert outcome.signal.between == 16.0
+    assert outcome.signal.verdict == "sigma_too_large"  # 30 − 4 > 2 √16
+
+
+def test_the_best_member_is_one_that_did_not_fail_though_all_rewards_are_below_0():
+    fitness = torch.tensor([-3.0, -1.0, torch.nan])
+    record = Outcome(fitness, torch.zeros(3), 0.0, 1, False, SignalToNoise(1.0, 2.0, 0.5, "ok")).record()
+    assert (record["best"], record["best_member"]) == (-1.0, 1)
 
 
 def test_the_record_of_a_step_holds_plain_numbers_of_the_members_that_did_not_fail():

@@ -1,10 +1,14 @@
 """Each mode of sigma has the size that it names."""
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig
 
 from alignkit.es_lora.backends.hf import left_padded
+from alignkit.es_lora.sigmas import module_sigmas
+from alignkit.tasks.toy import byte_tokenizer
 from tests.es_lora.conftest import lively_lm
 
 
@@ -52,19 +56,57 @@ def test_output_mode_changes_each_modules_output_by_the_share(make_trainer, pert
         assert found == pytest.approx(share, rel=0.1), name
 
 
-@pytest.mark.parametrize("perturb", ["B", "A", "both"])
+@pytest.mark.parametrize("perturb", ["B", "A", "both", "lowrank"])
 def test_output_mode_solves_the_expected_square_of_the_change_for_sigma(make_trainer, perturb):
-    config = LoraConfig(r=4, lora_alpha=3, target_modules="all-linear", init_lora_weights=False)
-    trainer = make_trainer(perturb=perturb, sigma_mode="output", sigma=0.5, peft_config=config)
+    model, generator = lively_lm(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[byte_tokenizer().pad_token_id].fill_(0.5)  # padding does not count
+    for layer in model.model.layers:  # nor do biases
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.randn(32, generator=generator))
+    config = LoraConfig(r=4, lora_alpha=3, target_modules="all-linear", init_lora_weights=perturb == "lowrank")
+    trainer = make_trainer(model=model, perturb=perturb, sigma_mode="output", sigma=0.5, peft_config=config)
+    with torch.no_grad():
+        for factor in trainer.centre.trained().values():
+            factor.add_(torch.randn(factor.shape, generator=generator), alpha=0.1)
     trainer.before_training(None)
     for name, (x, output) in inputs_and_outputs(trainer).items():
         (a, b), sigma = trainer.centre.factors(name), trainer._update.sigmas[name]
+        bias = trainer.centre.layers[name].get_base_layer().bias
+        output = output if bias is None else output - bias
         width, rank = b.shape
         of_x, of_ax, of_b = (tensor.double().square().sum().item() for tensor in (x, x @ a.T, b))
         change = {"B": sigma**2 * width * of_ax, "A": sigma**2 * of_b * of_x}
         change["both"] = change["A"] + change["B"] + sigma**4 * width * rank * of_x
-        expected = (3 / 4) ** 2 * change[perturb] / output.double().square().sum().item()
-        assert expected == pytest.approx(0.5**2, rel=1e-4), name
+        change = {mode: (3 / 4) ** 2 * square for mode, square in change.items()}
+        change["lowrank"] = sigma**2 * width * of_x
+        assert change[perturb] / output.double().square().sum().item() == pytest.approx(0.5**2, rel=1e-4), name
+
+
+@pytest.mark.parametrize("perturb", ["B", "lowrank"])
+def test_output_mode_refuses_a_module_that_sees_nothing_but_zeros(make_trainer, perturb):
+    model = lively_lm()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.zero_()
+    trainer = make_trainer(model=model, perturb=perturb, sigma_mode="output", sigma=0.5)
+    with pytest.raises(
+        ValueError, match=r"1\.mlp\.down_proj: sigma_mode='output' gives sigma 0\.0; the module's weights or inputs"
+    ):
+        trainer.before_training(None)
+
+
+@pytest.mark.parametrize("sigma", [0.0, math.inf, math.nan])
+def test_a_size_that_is_no_size_is_refused_by_its_module(make_trainer, sigma):
+    trainer, nothing = make_trainer(), torch.zeros(1, 0)
+    with pytest.raises(ValueError, match=f"q_proj: sigma_mode='weight' gives sigma {sigma}; the module's weights"):
+        module_sigmas(trainer.centre, trainer.model, "weight", sigma, nothing, nothing)
+
+
+def test_output_mode_calibrates_a_model_in_half_precision(make_trainer):
+    trainer = make_trainer(model=lively_lm().bfloat16(), sigma_mode="output", sigma=0.5, perturb="B")
+    trainer.before_training(None)
+    whole = make_trainer(sigma_mode="output", sigma=0.5, perturb="B")
+    whole.before_training(None)
+    assert trainer._update.sigmas == pytest.approx(whole._update.sigmas, rel=0.05)
 
 
 def test_adaptive_mode_is_a_tenth_of_the_mean_weight_times_a_scale_that_differs_at_step_0(make_trainer):

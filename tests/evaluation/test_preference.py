@@ -47,6 +47,7 @@ def test_an_answer_wins_that_wins_in_both_orders_and_everything_else_is_a_tie():
         0.5,
     ]
     assert [one.consistent for one in found] == [True, True, False]
+    assert points(Preference(None, "first")) is None
 
 
 def test_a_win_rate_counts_ties_half_and_leaves_out_what_has_no_verdict():
@@ -85,6 +86,7 @@ def test_position_bias_is_what_the_place_shown_gains():
     assert win_rate([always_first] * 2).position_bias == 1
     assert win_rate([Preference("second", "first")] * 2).position_bias == -1
     assert win_rate([fair] * 2).position_bias == 0
+    assert win_rate([Preference("second", "tie")] * 2).position_bias == -1
     assert win_rate([fair, always_first]).position_bias == pytest.approx((3 - 1) / 4)
     assert win_rate([Preference("tie", "tie")] * 2).position_bias is None
 
@@ -114,6 +116,7 @@ def test_the_prior_sets_are_a_fifth_section_of_half_weight():
     prior = {name: [RIGHT] for name in PRIOR_SETS} | {"shp": [WRONG]}
     found = reward_bench(pairs(), prior)
     assert found.sections["Prior Sets"] == 0.75
+    assert (found.subsets["shp"], found.subsets["hep-go"]) == (0, 1)
     assert found.score == pytest.approx((4 + 0.5 * 0.75) / 4.5)
 
 
@@ -135,13 +138,29 @@ def test_a_missing_an_empty_or_an_unknown_subset_is_an_error_and_no_zero():
 
 def test_one_of_four_counts_a_share_where_others_score_as_high():
     row = {name: [[1.0, 0.0, 0.0, 0.0]] for name in REWARD_BENCH_2_SUBSETS}
-    row["Math"] = [[2, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]]
+    row["Math"] = [[2, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [1, 0]]
     tied, reference = {"1": TiesPrompt([2.0, 2.0], [0.0])}, {"1": TiesPrompt([2.0], [0.0])}
     found = reward_bench_2(row, tied, reference)
-    assert found.subsets["Math"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 0) / 4)
+    assert found.subsets["Math"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 0 + 1) / 5)
+    assert found.sections == found.subsets
     # With a spread of 0 and a gap above it, tanh(∞) = 1.
     assert found.subsets["Ties"] == pytest.approx(1.01)
-    assert found.score == pytest.approx((4 + 0.4375 + 1.01) / 6)
+    assert found.score == pytest.approx((4 + 0.55 + 1.01) / 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[math.nan, 0.0]], "^Math has the score nan"),
+        ([[1.0]], "^a prompt of Math has 1 answers; give the correct one and others$"),
+        ([], r"missing or empty: \['Math'\]; give exactly Factuality, Precise IF, Math, Safety, Focus$"),
+    ],
+)
+def test_a_subset_that_cannot_be_scored_is_named(rows, message):
+    best_of = {name: [[1.0, 0.0]] for name in REWARD_BENCH_2_SUBSETS} | {"Math": rows}
+    ties = {"1": TiesPrompt([2.0, 2.0], [0.0])}
+    with pytest.raises(ValueError, match=message):
+        reward_bench_2(best_of, ties, {"1": TiesPrompt([2.0], [0.0])})
 
 
 def test_the_score_of_ties_is_its_formula():
@@ -171,6 +190,7 @@ def test_ties_without_spread_and_gap_count_nothing():
     ("tied", "reference", "message"),
     [
         ({}, {}, "the same ids"),
+        ({}, dict.fromkeys("abcd", ([1.0], [0.0])), r"these are alone: \['a', 'b', 'c'\]$"),
         ({"a": ([1.0, 2.0], [0.0])}, {"b": ([1.0], [0.0])}, r"alone: \['a', 'b'\]"),
         ({"a": ([1.0], [0.0])}, {"a": ([1.0], [0.0])}, "tied prompt 'a' has 1 correct"),
         ({"a": ([1.0, 2.0], [0.0])}, {"a": ([1.0], [])}, "reference prompt 'a' has 1 correct and 0"),

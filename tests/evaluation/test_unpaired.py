@@ -22,6 +22,12 @@ def test_proportions_at_their_ends_keep_an_interval() -> None:
     # Wilson: 0 of 25 reaches up to 0.1332.
     assert found.interval == pytest.approx((-0.1332, 0.1332), abs=1e-4)
     assert found.p == 1
+    assert unpaired_comparison(Summary(1, 25), Summary(1, 25)).interval == pytest.approx(found.interval)
+
+
+def test_one_standard_deviation_alone_is_not_used() -> None:
+    after = Summary(0.6, 40)
+    assert unpaired_comparison(Summary(0.5, 50, 0.1), after) == unpaired_comparison(Summary(0.5, 50), after)
 
 
 def test_newcombes_own_example() -> None:
@@ -36,6 +42,7 @@ def test_welch_is_that_of_scipy_on_the_raw_scores() -> None:
     before, after = (Summary(float(x.mean()), len(x), float(x.std(ddof=1))) for x in (a, b))
     found = unpaired_comparison(before, after)
     theirs = stats.ttest_ind(b, a, equal_var=False)
+    assert found.mean_difference == pytest.approx(b.mean() - a.mean())
     assert found.p == pytest.approx(theirs.pvalue)
     assert found.interval == pytest.approx(tuple(theirs.confidence_interval()))
 
@@ -46,7 +53,7 @@ def test_a_mean_without_a_standard_deviation_is_an_error_that_says_so() -> None:
 
 
 def test_welch_without_variance_or_items_is_an_error() -> None:
-    with pytest.raises(ValueError, match="both standard deviations are 0"):
+    with pytest.raises(ValueError, match=r"^both standard deviations are 0"):
         unpaired_comparison(Summary(1, 5, 0.0), Summary(2, 5, 0.0))
     with pytest.raises(ValueError, match="at least two items"):
         unpaired_comparison(Summary(1, 1, 1.0), Summary(2, 5, 1.0))
@@ -62,3 +69,4 @@ def test_the_p_with_seeds_is_one_in_twenty_where_the_interval_ends_at_zero(sign)
     found = widen_by_seeds(UnpairedComparison(sign * 0.1, (narrow, wide), 1e-6), spread, n_seeds)
     assert min(map(abs, found.interval)) == pytest.approx(0, abs=1e-12)
     assert found.p == pytest.approx(0.05)
+    assert found.mean_difference == sign * 0.1

@@ -142,13 +142,18 @@ def test_killed_after_a_checkpoint_is_named_it_is_resumed_and_two_complete_ones_
 
 # ---- As plain TRL leaves them ----
 
+OURS = [
+    "counts.json",
+    *(f"{name}{end}" for name in ("dpo", "kl_barrier") for end in ("_state.json", "_reference.safetensors")),
+]
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_that_plain_trl_was_killed_in_is_passed_over_by_name(tmp_path, uninterrupted, caplog, method):
     """It has its last name from the start, and no manifest; `trainer_state.json` is the last file that is written."""
     checkpoint = copy_checkpoints(uninterrupted(method).folder, tmp_path, 2, 3)
-    for name in (MANIFEST, "counts.json"):
-        (checkpoint / name).unlink(missing_ok=True)
+    for path in (checkpoint / MANIFEST, *(checkpoint / name for name in OURS)):
+        path.unlink(missing_ok=True)
     written = sorted((checkpoint / name for name in files_of(checkpoint)), key=lambda path: path.stat().st_mtime_ns)
     assert written[-1].name == "trainer_state.json"
     assert newest_complete_checkpoint(tmp_path) == checkpoint

@@ -29,6 +29,19 @@ def test_what_is_not_given_is_weight_one_margin_zero_unit_one_and_no_tier():
     assert len(comparisons) == 2
 
 
+def test_what_is_not_given_is_made_where_the_rest_is():
+    there = torch.zeros(2, dtype=torch.long, device="meta")
+    for comparisons in (Comparisons(there, there, there), Comparisons.empty("meta")):
+        assert {tensor.device.type for tensor in vars(comparisons).values()} == {"meta"}
+
+
+def test_no_comparisons_have_the_types_of_some():
+    some = Comparisons(indices(0), indices(1), indices(0))
+    types = {name: tensor.dtype for name, tensor in vars(some).items()}
+    assert {name: tensor.dtype for name, tensor in vars(Comparisons.empty()).items()} == types
+    assert types["tier"] == types["head"] == torch.int64 and types["weight"] == torch.float32
+
+
 @pytest.mark.parametrize("place", [{"device": "meta"}, "meta"])
 def test_all_fields_move_to_a_device_together(place):
     comparisons = Comparisons(indices(0, 2), indices(1, 3), indices(0, 0))
@@ -51,6 +64,12 @@ def test_a_move_leaves_every_field_with_its_values():
         "unit": [2.5, 4.0],
         "tier": [6, -1],
     }
+
+
+def test_a_move_keeps_the_type_of_every_field():
+    comparisons = Comparisons(indices(0), indices(1), indices(0), weight=torch.ones(1, dtype=torch.float64))
+    moved = comparisons.to("cpu")
+    assert (moved.weight.dtype, moved.margin.dtype, moved.head.dtype) == (torch.float64, torch.float32, torch.int64)
 
 
 @pytest.mark.parametrize("field", ["loser", "head", "weight", "margin", "unit", "tier"])
@@ -125,6 +144,17 @@ def test_a_negative_is_not_used_against_a_head_its_mask_leaves_out(pairing):
     met = {(winner, loser) for winner, loser, *_ in listed(comparisons)}
     # Rows 2, 3, 4 are the negatives. By position a single positive meets the first that may be used against its head.
     assert met == ({(0, 2), (0, 4), (1, 3), (1, 4)} if pairing == "all" else {(0, 2), (1, 3)})
+
+
+@pytest.mark.parametrize("pairing", ["all", "positional"])
+def test_a_negative_is_used_against_the_heads_of_its_list_and_without_a_list_against_all(pairing):
+    options = {"tier_weights": {"soft": 1.0}, "pairing": pairing}
+    heads = indices(0, 1).int()
+    comparisons = tiered_comparisons(heads, ["soft"] * 3, negative_heads=[[0], [1], None], **options)
+    met = {(winner, loser) for winner, loser, *_ in listed(comparisons)}
+    assert met == ({(0, 2), (0, 4), (1, 3), (1, 4)} if pairing == "all" else {(0, 2), (1, 3)})
+    assert comparisons.head.dtype == torch.int64
+    assert len(tiered_comparisons(heads, [], negative_heads=[], **options)) == 0
 
 
 @pytest.mark.parametrize("pairing", ["all", "positional"])

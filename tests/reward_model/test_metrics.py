@@ -224,6 +224,20 @@ def test_d_prime_is_undefined_for_one_score_and_for_two_constant_sets() -> None:
     assert d_prime(np.full(3, 1.0), np.array([-1.0, 1.0])) == pytest.approx(1)
 
 
+def test_one_set_that_varies_is_enough_for_d_prime_however_little_and_others_do_not_count() -> None:
+    # Variance 0.125 and 0: 0.5 / √(0.125 / 2) = 2.
+    varying, constant = np.array([0.25, 0.75]), np.zeros(2)
+    assert d_prime(varying, constant) == -d_prime(constant, varying) == pytest.approx(2)
+    # Three times 0.1 have a variance of 3e-34 by rounding.
+    rows, constants = np.array([[0.1, 0.1, 0.1], [0.0, 1.0, 2.0]]), np.full((2, 3), 0.1)
+    for found in (d_prime(rows, constants), d_prime(constants, rows)):
+        assert np.isnan(found).tolist() == [True, False]
+
+
+def test_d_prime_is_undefined_where_the_variance_is_too_small_for_a_number() -> None:
+    assert np.isnan(d_prime(np.array([0.0, 1e-200]), np.zeros(2)))
+
+
 def test_a_head_without_a_comparison_is_absent_and_never_zero() -> None:
     report = example_report(winner=[0], loser=[1], head=[0], weight=[1.0])
     assert report.heads.keys() == {"a"}

@@ -188,7 +188,7 @@ def signal_to_noise(rewards: Tensor, centre: Tensor | None = None) -> SignalToNo
     if not has_variance(values.transpose(1, 2).reshape(-1, n_prompts).to(rewards.dtype)):
         return SignalToNoise(0.0, 0.0, 0.0, "no_variance")
     if not degrees:
-        return SignalToNoise(between, torch.nan, torch.nan, "unknown")
+        return SignalToNoise(between, within, ratio, "unknown")
     chance = fdtrc(n_members - 1, degrees, between / within) if within else 0.0
     return SignalToNoise(between, within, ratio, "ok" if chance < SIGNIFICANCE else "sigma_too_small")
 
@@ -219,7 +219,7 @@ def _order_of_pass(n_items: int, number: int, seed: int) -> tuple[int, ...]:
 
 
 def _variance_by_chance(values: Tensor) -> tuple[float, int]:
-    """Variance of a member's mean reward by chance, and the degrees of freedom of the estimate; 0 when unknown."""
+    """Variance of a member's mean reward by chance, and degrees of freedom of the estimate; NaN and 0 when unknown."""
     n_members, n_prompts, n_rollouts = values.shape
     if n_prompts > 1:
         cells = values.mean(2)
@@ -228,7 +228,7 @@ def _variance_by_chance(values: Tensor) -> tuple[float, int]:
         return rest.square().sum().item() / degrees / n_prompts, degrees
     degrees = n_members * (n_rollouts - 1)
     rest = values - values.mean(2, keepdim=True)
-    return rest.square().sum().item() / max(degrees, 1) / n_rollouts, degrees
+    return rest.square().sum().item() / degrees / n_rollouts if degrees else torch.nan, degrees
 
 
 def _z_score(values: Tensor) -> Tensor:

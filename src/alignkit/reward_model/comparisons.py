@@ -135,8 +135,7 @@ def tiered_comparisons(
     else:
         rows = [[heads is None or head in heads for heads in negative_heads] for head in positive_heads.tolist()]
         meets = torch.tensor(rows, dtype=torch.bool, device=device).reshape(n_positives, n_negatives)
-    if n_positives and n_negatives:
-        meets = meets & (weights[tier] > 0)
+    meets = meets & (weights[tier] > 0)
     if pairing == "positional":
         meets = _positional(meets, positive_heads, tier, len(names))
     winner, column = meets.nonzero(as_tuple=True)
