@@ -19,9 +19,14 @@ class NonFiniteError(FloatingPointError):
 def are_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     """Whether no value of any tensor is NaN or infinite: a boolean on the device, which is not waited for.
 
-    By the largest value, because a sum of squares overflows on values that are finite.
+    By the largest value, because a sum of squares overflows on values that are finite. The largest of many tensors at
+    once takes few kernels on a GPU, and on a CPU four times as long as one tensor after the other.
     """
-    local = [part for part in map(_local, tensors) if part.numel()]  # a rank may hold none of a sharded tensor
+    parts = map(_local, tensors)
+    local = [part.detach() for part in parts if part.numel()]  # a rank may hold none of a sharded tensor
+    if device.type == "cpu":
+        ends = [end for part in local for end in torch.aminmax(part.to(device))]
+        return torch.stack([torch.isfinite(end) for end in ends]).all() if ends else torch.tensor(True)
     return torch.isfinite(get_total_norm(local, norm_type=torch.inf)).to(device)
 
 
