@@ -207,6 +207,12 @@ def test_the_streamed_gradient_is_that_of_the_noise_held_together(antithetic, di
         torch.testing.assert_close(streamed[name], held, rtol=0, atol=1e-6)
 
 
+def test_the_streamed_gradient_is_made_on_the_device_that_is_asked_for():
+    options = {"seed": 0, "step": 0, "antithetic": False, "divide_by_sigma": False}
+    gradient = streamed_es_gradient(torch.tensor([1.0, -1.0]), {"a": (3,)}, {"a": 0.1}, device="meta", **options)["a"]
+    assert gradient.device.type == "meta"
+
+
 def test_the_low_rank_gradient_is_that_of_the_materialised_noise():
     a = torch.stack([member_noise(0, 0, p, "a", (7, 2)) for p in range(5)])
     b = torch.stack([member_noise(0, 0, p, "b", (2, 4)) for p in range(5)])

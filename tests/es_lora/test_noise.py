@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -53,10 +53,20 @@ def test_the_blocks_are_the_known_answers_of_random123(counter, key, block):
 @given(
     st.lists(st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 2**40), st.integers(1, 3)), min_size=1, max_size=4)
 )
+@example([(2**128 - 1, 3, 2), (2**127 + 2**63 + 9, 2**40, 1)])  # keys of few bits are what is drawn most often
 @settings(max_examples=25, deadline=None)
 def test_tensor_operations_give_the_words_of_numpy(spans):
     spans = [Span(*span) for span in spans]
     assert torch.equal(words_on_device(spans, CPU), words_by_numpy(spans))
+
+
+def test_words_are_drawn_on_their_device_without_reading_a_value_from_it():
+    words = words_on_device([Span(5, 0, 3), Span(2**127, 11, 2)], torch.device("meta"))  # which has no values
+    assert (words.device.type, tuple(words.shape), words.dtype) == ("meta", (5 * TILE,), torch.int32)
+
+
+def test_noise_lies_on_the_device_that_is_asked_for():
+    assert member_noise(0, 0, 0, "w", (3,), "meta").device.type == "meta"
 
 
 def test_the_bytes_of_the_words_are_uniform():
@@ -174,11 +184,19 @@ def test_the_shape_and_the_other_tensors_do_not_change_a_value():
     assert torch.equal(together["b"].flatten()[:500], member_noise(2, 3, 4, "b", (500,)))
 
 
-def test_chunks_and_threads_do_not_change_a_bit(monkeypatch):
+def test_chunks_do_not_change_a_bit(monkeypatch):
     whole = member_noise(0, 1, 2, "w", (300, 401))
+    drawn = []
     monkeypatch.setattr("alignkit.es_lora.noise._TILES_PER_CHUNK", {"cpu": 3, "cuda": 3})
+    monkeypatch.setattr(
+        "alignkit.es_lora.noise.words_by_numpy", lambda spans: drawn.append(spans) or words_by_numpy(spans)
+    )
     assert torch.equal(member_noise(0, 1, 2, "w", (300, 401)), whole)
-    monkeypatch.undo()
+    assert [sum(span.n_tiles for span in spans) for spans in drawn] == [3] * 39 + [1]  # 117.5 tiles
+
+
+def test_threads_do_not_change_a_bit():
+    whole = member_noise(0, 1, 2, "w", (300, 401))
     torch.set_num_threads(2)
     try:
         assert torch.equal(member_noise(0, 1, 2, "w", (300, 401)), whole)

@@ -26,6 +26,10 @@ def test_nothing_is_finite():
     assert are_finite([], CPU) and are_finite([torch.empty(0)], CPU)
 
 
+def test_the_answer_lies_on_the_device_that_is_asked_for():
+    assert are_finite([torch.ones(3), torch.ones(2, 2)], torch.device("meta")).device.type == "meta"
+
+
 def test_a_weight_that_deepspeed_has_emptied_is_looked_at_where_its_part_is():
     weight = nn.Parameter(torch.empty(0))
     weight.ds_tensor = torch.tensor([1.0, torch.nan])
