@@ -57,7 +57,7 @@ def _overview(records: dict[str, Any]) -> Iterator[str]:
         shown = f"{sum(met)} of {len(met)}" if met else ""
         yield (
             f"| {name} | `{record['command']}` | {record['date'][:10]} | {_commit(record['commit'])} | "
-            f"{record['load_average'][0]:.1f} | {_minutes(record['minutes'])} | {shown} |"
+            f"{record['load_average'][0]:.1f} | {record['minutes']:.1f} | {shown} |"
         )
     yield ""
 
@@ -67,10 +67,6 @@ def _commit(commit: str | None) -> str:
     if commit is None:
         return "none"
     return f"`{commit[:10]}{'-dirty' if commit.endswith('-dirty') else ''}`"
-
-
-def _minutes(minutes: float | None) -> str:
-    return "not recorded" if minutes is None else f"{minutes:.1f}"
 
 
 def _section(record: dict[str, Any]) -> Iterator[str]:
