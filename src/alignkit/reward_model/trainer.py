@@ -20,11 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignkit._compat import (
-    keep_cpu_4bit_gradients_right,
-    seen_as_single_label,
-    shown_to_parent,
-)
+from alignkit._compat import keep_cpu_4bit_gradients_right, seen_as_single_label, shown_to_parent
 from alignkit.metrics import MetricSums, gather_ragged
 from alignkit.reliability.process_count import check_process_count
 from alignkit.reliability.trainer import ReliableTraining
@@ -140,9 +136,8 @@ class MultiHeadRewardTrainer(ReliableTraining, RewardTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
-        self._data.check_tokens(
-            {"train": self.train_dataset, "eval": self.eval_dataset}, self.model, self.processing_class
-        )
+        splits = {"train": self.train_dataset, "eval": self.eval_dataset}
+        self._data.check_tokens(splits, self.model, self.processing_class)
         check_fills_a_batch(args, self.train_dataset)
         is_zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
         if self.is_fsdp_enabled or is_zero3:
